@@ -1,0 +1,59 @@
+# Everything runs in .venv, which these rules make. Needs only Python >= 3.11 and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: demo test test-fast lint types architecture check wheel size lock clean
+
+demo: $(VENV)/.runtime  ## set up and watch four ems talk until their budget is spent
+	@$(BIN)/mesh demo
+
+test: $(VENV)/.dev  ## every test, the live ones included
+	$(BIN)/python -m pytest -q
+
+test-fast: $(VENV)/.dev  ## without the live ones
+	$(BIN)/python -m pytest -q --ignore=tests/live
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/basedpyright --level error
+
+architecture: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+check: lint types architecture test
+
+wheel: $(VENV)/.dev  ## build the wheel and run it alone in a new environment
+	$(BIN)/python -m build --no-isolation --wheel --outdir build/dist .
+	rm -rf build/alone && $(PYTHON) -m venv build/alone
+	build/alone/bin/python -m pip --disable-pip-version-check -q install --require-hashes -r requirements.txt
+	build/alone/bin/python -m pip --disable-pip-version-check -q install --no-deps build/dist/ampmesh-*.whl
+	cd build && alone/bin/mesh demo --fast
+
+size:  ## what an installation of the runtime takes
+	rm -rf build/size && $(PYTHON) -m venv --without-pip build/size
+	$(PYTHON) -m pip --disable-pip-version-check -q --python build/size/bin/python install --no-compile --require-hashes -r requirements.txt
+	@build/size/bin/python bench/size.py
+
+lock: $(VENV)/.dev  ## pin again; needs uv
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml -o requirements.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group build -o requirements-build.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements.txt --group build --group dev -o requirements-dev.txt
+
+clean:
+	rm -rf build $(VENV)
+
+$(VENV)/.runtime: requirements.txt requirements-build.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ampmesh needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --require-hashes -r requirements.txt -r requirements-build.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+	$(PIP) install --require-hashes -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,1 @@
+"""How it travels: the bus, the embedded server, the ledger."""

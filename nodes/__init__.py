@@ -1,0 +1,1 @@
+"""Who speaks: ems, models, the runtime, the command line."""

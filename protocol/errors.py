@@ -1,0 +1,60 @@
+"""What can be wrong with what was said.
+
+All of these are the other side's fault: drop it, count it, perhaps answer. A mistake of ours is a ValueError.
+
+ProtocolError
+├── BadFrame         bytes that are not a frame; `fault` says which check refused them
+├── BadAct           an act whose fields or body break its schema
+├── BadAddress       a name, basin, mesh or subject that is not well formed
+├── BadKey           text that is not the nkey it should be
+├── BadCertificate   a certificate or revocation list that is malformed, forged, or not valid now
+└── BudgetRaised     an act that leaves its chain more than its parent had; `field` says what
+"""
+
+from enum import StrEnum
+
+
+class ProtocolError(Exception):
+    """Base of everything that `protocol` raises about foreign matter."""
+
+
+class FrameFault(StrEnum):
+    """Which check refused a frame."""
+
+    SHORT = "short"
+    LONG = "long"
+    VERSION = "version"
+    SIGNATURE = "signature"
+    BODY = "body"
+
+
+class BadFrame(ProtocolError):
+    """Bytes that are not a frame."""
+
+    def __init__(self, fault: FrameFault, detail: str = "") -> None:
+        super().__init__(f"not a frame ({fault}){': ' + detail if detail else ''}")
+        self.fault = fault
+
+
+class BadAct(ProtocolError):
+    """An act whose fields or body break its schema."""
+
+
+class BadAddress(ProtocolError):
+    """A name, basin, mesh or subject that is not well formed."""
+
+
+class BadKey(ProtocolError):
+    """Text that is not the nkey it should be."""
+
+
+class BadCertificate(ProtocolError):
+    """A certificate or revocation list that is malformed, forged, or not valid now."""
+
+
+class BudgetRaised(ProtocolError):
+    """An act that leaves its chain more than its parent left."""
+
+    def __init__(self, field: str, parent: int, child: int) -> None:
+        super().__init__(f"the act raises its chain's {field} from {parent} to {child}")
+        self.field = field

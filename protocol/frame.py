@@ -1,0 +1,97 @@
+"""Frames: the unit of signature, storage and de-duplication.
+
+    byte 0        version (1)
+    bytes 1-32    node public key
+    bytes 33-96   Ed25519 signature over "ampmesh/frame/1", a zero byte, and the body as it travelled
+    bytes 97-     MessagePack array [sequence, sent_at_ms, basin, [act, ...]]
+
+Decoding is total: any bytes give a frame or BadFrame or BadAct. Nothing is ever encoded again to be checked.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final, NewType
+
+import msgspec
+
+from protocol.acts import Act, check_act
+from protocol.address import check_name
+from protocol.budget import Count
+from protocol.errors import BadAddress, BadFrame, FrameFault
+from protocol.keys import KEY_BYTES, SIGNATURE_BYTES, KeyKind, NodeId, Signer, encode_public, verify
+
+FrameId = NewType("FrameId", str)
+
+VERSION: Final = 1
+MAX_ACTS: Final = 64  # one signature for 64 acts costs less than the rest of the path (docs/design.md)
+FLUSH_BYTES: Final = 65_536  # a frame that waits for more acts is sent when it holds this much
+MAX_FRAME: Final = 524_288  # bytes; one act with the longest text in the widest script still fits
+EPHEMERAL: Final = 0  # the sequence of frames that are never stored
+_DOMAIN: Final = b"ampmesh/frame/1\0"
+_HEADER: Final = 1 + KEY_BYTES + SIGNATURE_BYTES
+
+
+class _Body(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    sequence: Count
+    sent_at_ms: Count
+    basin: str
+    acts: Annotated[list[Act], msgspec.Meta(min_length=1, max_length=MAX_ACTS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A verified frame. `sequence` counts up from 1 per (node, basin); `id` is `b2:` and 64 hex digits of the bytes."""
+
+    id: FrameId
+    node: NodeId
+    sequence: int
+    sent_at_ms: int
+    basin: str
+    acts: Sequence[Act]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Body)
+
+
+def encode_frame(signer: Signer, sequence: int, sent_at_ms: int, basin: str, acts: Sequence[Act]) -> bytes:
+    """Sign acts into a frame. Raises ValueError when there are too many or they are too long: our own mistake."""
+    if not 1 <= len(acts) <= MAX_ACTS:
+        raise ValueError(f"a frame holds 1 to {MAX_ACTS} acts, not {len(acts)}")
+    body = _encoder.encode((sequence, sent_at_ms, check_name(basin), acts))
+    if len(body) + _HEADER > MAX_FRAME:
+        raise ValueError(f"the frame would have more than {MAX_FRAME} bytes")
+    return b"".join((bytes((VERSION,)), signer.raw, signer.sign(_DOMAIN + body), body))
+
+
+def decode_frame(data: bytes) -> Frame:
+    """Check and read a frame. Raises BadFrame, or BadAct when a signed act breaks its schema."""
+    if len(data) <= _HEADER:
+        raise BadFrame(FrameFault.SHORT)
+    if len(data) > MAX_FRAME:
+        raise BadFrame(FrameFault.LONG)
+    if data[0] != VERSION:
+        raise BadFrame(FrameFault.VERSION, f"version {data[0]}, this node speaks {VERSION}")
+    key, signature, body = data[1 : 1 + KEY_BYTES], data[1 + KEY_BYTES : _HEADER], data[_HEADER:]
+    if not verify(key, _DOMAIN + body, signature):
+        raise BadFrame(FrameFault.SIGNATURE)
+    try:
+        fields = _decoder.decode(body)
+        check_name(fields.basin)
+    except (msgspec.MsgspecError, BadAddress, RecursionError, UnicodeDecodeError, ValueError) as error:
+        raise BadFrame(FrameFault.BODY, str(error)) from None
+    for act in fields.acts:
+        check_act(act)
+    node = NodeId(encode_public(key, KeyKind.NODE))
+    return Frame(frame_id(data), node, fields.sequence, fields.sent_at_ms, fields.basin, fields.acts)
+
+
+def frame_id(data: bytes) -> FrameId:
+    """The name of a frame: BLAKE2b-256 of all its bytes."""
+    return FrameId("b2:" + hashlib.blake2b(data, digest_size=32).hexdigest())
+
+
+def weight(act: Act) -> int:
+    """The bytes of an act on the wire, for deciding what still fits into a frame."""
+    return len(_encoder.encode(act))

@@ -1,0 +1,76 @@
+"""The golden vectors that another language can use, cross-checked with a MessagePack codec that is not ours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from protocol.acts import Act, reply_id
+from protocol.budget import Budget
+from protocol.certificate import Certificate, issue, read_certificate
+from protocol.errors import BadFrame
+from protocol.frame import decode_frame, encode_frame
+from protocol.keys import KeyKind, Signer
+from protocol.vocabulary import core_terms, digest
+
+VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "v1.json").read_text("utf-8"))
+NODE = Signer(bytes.fromhex(VECTORS["node"]["seed"]), KeyKind.NODE)
+MESH = Signer(bytes.fromhex(VECTORS["mesh"]["seed"]), KeyKind.MESH)
+
+
+@pytest.mark.parametrize("vector", VECTORS["frames"], ids=lambda vector: vector["name"])
+def test_frames(vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["hex"])
+    frame = decode_frame(data)
+    assert frame.id == vector["id"]
+    assert frame.node == VECTORS["node"]["public"]
+    told = [
+        {
+            "id": act.id.hex(),
+            "kind": act.kind,
+            "author": act.author,
+            "refs": [ref.hex() for ref in act.refs],
+            "root": act.root.hex(),
+            "budget": [act.budget.hops, act.budget.acts, act.budget.tokens, act.budget.until_ms],
+            "at_ms": act.at_ms,
+            "text": act.text,
+        }
+        for act in frame.acts
+    ]
+    assert told == vector["acts"]
+    assert encode_frame(NODE, frame.sequence, frame.sent_at_ms, frame.basin, frame.acts) == data
+
+
+@pytest.mark.parametrize("vector", VECTORS["frames"], ids=lambda vector: vector["name"])
+def test_another_codec_reads_and_writes_the_same_bytes(vector: dict[str, Any]) -> None:
+    body = bytes.fromhex(vector["hex"])[97:]
+    sequence, sent, basin, acts = msgpack.unpackb(body)
+    assert (sequence, sent, basin) == (vector["sequence"], vector["sent_at_ms"], vector["basin"])
+    assert [act[7]["text"] for act in acts] == [act["text"] for act in vector["acts"]]
+    assert msgpack.packb([sequence, sent, basin, acts]) == body
+
+
+@pytest.mark.parametrize("vector", VECTORS["refused"], ids=lambda vector: vector["name"])
+def test_refused(vector: dict[str, str]) -> None:
+    with pytest.raises(BadFrame) as caught:
+        decode_frame(bytes.fromhex(vector["hex"]))
+    assert caught.value.fault == vector["fault"]
+
+
+def test_keys_documents_and_ids() -> None:
+    for signer, told in ((NODE, VECTORS["node"]), (MESH, VECTORS["mesh"])):
+        assert (signer.seed(), signer.public) == (told["nkey_seed"], told["public"])
+    told = VECTORS["certificate"]
+    certificate = Certificate(MESH.public, NODE.public, told["not_before_ms"], told["not_after_ms"], told["may"])
+    assert issue(MESH, certificate).hex() == told["hex"]
+    assert read_certificate(bytes.fromhex(told["hex"])) == certificate
+    told = VECTORS["reply_id"]
+    answered = bytes.fromhex(told["answered"])
+    act = Act(answered, "say", "me", [], answered, Budget(1, 1, 1, 1), told["at_ms"], {"text": ""})
+    assert reply_id(told["author"], act, told["attempt"]).hex() == told["id"]
+
+
+def test_the_vocabulary() -> None:
+    assert {term.name: digest(term) for term in core_terms()} == VECTORS["vocabulary"]
