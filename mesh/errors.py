@@ -4,7 +4,8 @@ MeshError
 ├── BusUnavailable     the server is away, or did not answer in time: try again, the id makes it safe
 ├── BusFull            the server has no room to store: a person must make some
 ├── BusRefused         the server said no: credentials, permissions, or a subject that does not exist
-└── ServerFailed       the embedded server could not be started
+├── ServerFailed       the embedded server could not be started
+└── StoreFailed        the node's database cannot be read or written
 """
 
 
@@ -26,3 +27,7 @@ class BusRefused(MeshError):
 
 class ServerFailed(MeshError):
     """The embedded nats-server did not become ready; the sentence holds its last words."""
+
+
+class StoreFailed(MeshError):
+    """The node's database cannot be read or written; the sentence says what to do."""

@@ -25,18 +25,18 @@ MAX_DEPTH: Final = 8  # of nested values in a body; deeper is an attack on a rea
 MAX_ITEMS: Final = 1_024  # entries of one list or map in a body
 _INT64: Final = 2**63
 
-_Id = Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
+Id = Annotated[ActId, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
 _KIND = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
 class Act(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """One act. `refs[0]` is the act it answers, edits or reacts to; a root answers nobody's chain: `root == id`."""
 
-    id: _Id
+    id: Id
     kind: Annotated[str, msgspec.Meta(max_length=32)]
     author: Annotated[str, msgspec.Meta(max_length=255)]
-    refs: Annotated[list[_Id], msgspec.Meta(max_length=MAX_REFS)]
-    root: _Id
+    refs: Annotated[list[Id], msgspec.Meta(max_length=MAX_REFS)]
+    root: Id
     budget: Budget
     at_ms: Count
     body: dict[str, Any]

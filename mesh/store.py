@@ -1,0 +1,148 @@
+"""The node's database: acts in the order they were heard, the outbox, the cursors. The home of sqlite3.
+
+One file, one writer. Commits are a WAL append without fsync: after a power cut the last moments may be missing here,
+and the stream, which is synced, delivers them again.
+"""
+
+import sqlite3
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from mesh.errors import StoreFailed
+
+BUSY_MS: Final = 5_000  # how long to wait for another process that reads or copies the file
+CACHE_KIB: Final = 8_192
+
+MESH_SCHEMA: Final = (
+    """
+    CREATE TABLE origins (origin INTEGER PRIMARY KEY, mesh TEXT NOT NULL, node TEXT NOT NULL, UNIQUE (mesh, node));
+    CREATE TABLE acts (
+        n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, basin TEXT NOT NULL, origin INTEGER NOT NULL, act BLOB NOT NULL
+    );
+    CREATE INDEX acts_of_basin ON acts (basin, n);
+    CREATE TABLE marks (
+        origin INTEGER NOT NULL, basin TEXT NOT NULL, sequence INTEGER NOT NULL, PRIMARY KEY (origin, basin)
+    ) WITHOUT ROWID;
+    CREATE TABLE gaps (
+        origin INTEGER NOT NULL, basin TEXT NOT NULL, sequence INTEGER NOT NULL, PRIMARY KEY (origin, basin, sequence)
+    ) WITHOUT ROWID;
+    CREATE TABLE refusals (
+        mesh TEXT NOT NULL, reason TEXT NOT NULL, times INTEGER NOT NULL, PRIMARY KEY (mesh, reason)
+    ) WITHOUT ROWID;
+    CREATE TABLE cursor (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL);
+    INSERT INTO cursor VALUES (1, 0);
+    CREATE TABLE outbox (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, basin TEXT NOT NULL, act BLOB NOT NULL);
+    """,
+)
+
+
+class Store:
+    """A SQLite database with migrations and plain transactions."""
+
+    def __init__(
+        self, path: Path, schemas: Sequence[Sequence[str]] = (MESH_SCHEMA,), *, read_only: bool = False
+    ) -> None:
+        """Open, creating and migrating as needed. `schemas` are lists of migration scripts, one list an owner.
+
+        Raises StoreFailed when the file cannot be opened, written or migrated.
+        """
+        self.path = path
+        with _plain(path):
+            uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_MS / 1000)
+            if not read_only:
+                self._prepare(schemas)
+
+    def _prepare(self, schemas: Sequence[Sequence[str]]) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        scripts = [script for schema in schemas for script in schema]
+        done: int = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if done > len(scripts):
+            raise StoreFailed(f"{self.path} was written by a newer ampmesh; use that version, or another home")
+        if 0 < done < len(scripts):
+            with sqlite3.connect(self.path.with_suffix(f".before-{len(scripts)}.db")) as backup:
+                self._db.backup(backup)
+            backup.close()
+        for number, script in enumerate(scripts[done:], start=done + 1):
+            self._db.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """All or nothing. Raises StoreFailed when the disk is full or the file fails; then nothing was written."""
+        with _plain(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def execute(self, sql: str, values: Sequence[object] = ()) -> int:
+        """Run one statement; returns how many rows it changed."""
+        return self._db.execute(sql, values).rowcount
+
+    def insert(self, sql: str, values: Sequence[object]) -> int | None:
+        """Run `INSERT OR IGNORE`; returns the new row's number, or None when it was there already."""
+        done = self._db.execute(sql, values)
+        return done.lastrowid if done.rowcount else None
+
+    def many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
+        """Run one statement for many rows."""
+        self._db.executemany(sql, rows)
+
+    def rows(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
+        """All rows of a query."""
+        with _plain(self.path):
+            return self._db.execute(sql, values).fetchall()
+
+    def one(self, sql: str, values: Sequence[object] = ()) -> Any:  # noqa: ANN401 - a row is what the query says
+        """The first row of a query, or None."""
+        with _plain(self.path):
+            return self._db.execute(sql, values).fetchone()
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        self._db.close()
+
+
+@contextmanager
+def _plain(path: Path) -> Generator[None]:
+    """Turn SQLite's errors into a sentence."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        told = str(error)
+        if "full" in told:
+            raise StoreFailed(
+                f"the disk is full: {path} cannot be written. Nothing was lost; make room and start again"
+            ) from error
+        if "readonly" in told or "unable to open" in told:
+            raise StoreFailed(f"{path} cannot be written: {told}. Check the folder's permissions") from error
+        raise StoreFailed(f"{path}: {told}") from error
+
+
+class Hold:
+    """A lock that ends with its process, however that ends: an exclusive transaction on a file of its own."""
+
+    def __init__(self, path: Path) -> None:
+        """Take it. Raises BlockingIOError when another process has it, StoreFailed when the file cannot be written."""
+        with _plain(path):
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=0)
+            try:
+                self._db.execute("BEGIN EXCLUSIVE")
+                self._db.execute("CREATE TABLE IF NOT EXISTS held (one INTEGER)")
+            except sqlite3.OperationalError as error:
+                self._db.close()
+                if "locked" in str(error):
+                    raise BlockingIOError from error
+                raise
+
+    def release(self) -> None:
+        """Let it go. Idempotent."""
+        self._db.close()

@@ -1,0 +1,128 @@
+"""For scripts and terminals: speak and listen through a running node.
+
+async with connect() as mesh:            # nodes.commands.connection
+    async with mesh.listening("yappings") as inbox:
+        await mesh.say("yappings", "hello, aporia")
+        async for heard in inbox:
+            print(heard.act.author, heard.act.text)
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, Final, NamedTuple, Self
+
+import msgspec
+
+from mesh.bus.base import Bus, Message
+from mesh.clock import Clock
+from mesh.errors import BusRefused, BusUnavailable
+from mesh.trust import Trust
+from nodes.errors import NodeError, NotRunning
+from protocol.acts import Act
+from protocol.address import check_name, parse_subject
+from protocol.errors import ProtocolError
+from protocol.frame import decode_frame
+from protocol.keys import MeshId
+
+REQUEST_S: Final = 30.0  # how long the node may take: a full disk makes it slow, and then it says so
+INBOX: Final = 4_096  # acts that wait for a slow reader; the oldest are dropped and counted
+
+
+class Heard(NamedTuple):
+    """A verified act. `kept` is False for words so far (`attend`), which are replaced by the act with the same id."""
+
+    basin: str
+    mesh: MeshId
+    act: Act
+    kept: bool
+
+
+class Inbox:
+    """Acts as they come: `async for`, or `anext` with a timeout; a timed-out `anext` loses nothing."""
+
+    def __init__(self) -> None:
+        self.missed = 0
+        self.refused = 0
+        self._waiting: deque[Heard] = deque()
+        self._arrived = asyncio.Event()
+
+    def put(self, heard: Heard) -> None:
+        """Add an act; the oldest makes room when the reader is too slow."""
+        if len(self._waiting) >= INBOX:
+            self._waiting.popleft()
+            self.missed += 1
+        self._waiting.append(heard)
+        self._arrived.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Heard:
+        while not self._waiting:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._waiting.popleft()
+
+
+class Client:
+    """One person's hands on their own node."""
+
+    def __init__(self, bus: Bus, mesh: MeshId, trust: Trust, clock: Clock) -> None:
+        self._bus, self._mesh, self._trust, self._clock = bus, mesh, trust, clock
+
+    async def say(self, basin: str, text: str, *, kind: str = "say", answers: str | None = None) -> dict[str, Any]:
+        """Say something in the person's name; returns the act once it is stored. `answers` is an act's id in hex."""
+        refs = [answers] if answers else []
+        return await self.request("say", {"basin": basin, "text": text, "kind": kind, "refs": refs})
+
+    async def stop(self, basin: str) -> None:
+        """End every chain in a basin, and what is being written there."""
+        await self.request("stop", {"basin": basin})
+
+    async def status(self) -> dict[str, Any]:
+        """How the node is."""
+        return await self.request("status", {})
+
+    async def history(self, basin: str, limit: int = 50) -> list[dict[str, Any]]:
+        """The newest acts of a basin, oldest first."""
+        return (await self.request("history", {"basin": basin, "limit": limit}))["acts"]
+
+    async def request(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Ask the node for something. Raises NotRunning, or NodeError with the node's own sentence."""
+        try:
+            data = await self._bus.request(f"c.{self._mesh}.{operation}", msgspec.json.encode(arguments), REQUEST_S)
+        except BusRefused:
+            raise NotRunning("the bus runs but no node answers on it; start it with: mesh up") from None
+        except BusUnavailable as error:
+            raise NotRunning(f"the node does not answer: {error}") from None
+        reply: dict[str, Any] = msgspec.json.decode(data)
+        if "error" in reply:
+            raise NodeError(reply["error"])
+        return reply
+
+    @asynccontextmanager
+    async def listening(self, basin: str | None = None) -> AsyncGenerator[Inbox]:
+        """Everything said in a basin (None: in all) from now on, verified here; what does not verify is counted."""
+        inbox = Inbox()
+
+        async def take(message: Message) -> None:
+            try:
+                subject = parse_subject(message.subject)
+                frame = decode_frame(message.data)
+                self._trust.check(subject, frame, self._clock())
+            except ProtocolError:
+                inbox.refused += 1
+                return
+            for act in frame.acts:
+                inbox.put(Heard(frame.basin, subject.mesh, act, subject.stored))
+
+        where = "*" if basin is None else check_name(basin)
+        kept = await self._bus.subscribe(f"b.{where}.>", take)
+        passing = await self._bus.subscribe(f"e.{where}.>", take)
+        try:
+            yield inbox
+        finally:
+            await kept.close()
+            await passing.close()

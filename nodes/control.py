@@ -1,0 +1,138 @@
+"""What the owner's other programs may ask of a running node: requests on `c.<mesh>.<operation>`, JSON both ways.
+
+Only keys that the owner's server admits can reach these subjects.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from mesh.bus.base import Message
+from mesh.errors import MeshError
+from mesh.ledger import Entry, recent
+from nodes.errors import NodeError
+from nodes.node import Node
+from protocol.acts import Act, ActId
+from protocol.errors import ProtocolError
+from protocol.vocabulary import MAX_TEXT
+
+AT_A_TIME: Final = 64  # requests; more wait in the subscription's own queue
+MAX_HISTORY: Final = 1_000  # acts one request may ask for
+STOPPED: Final = "Enough for now."
+
+log = structlog.get_logger(__name__)
+
+
+class Say(msgspec.Struct, forbid_unknown_fields=True):
+    """Say something. `refs` are ids in hex; the first is what it answers."""
+
+    basin: str
+    text: str
+    kind: str = "say"
+    refs: list[str] = []
+
+
+class OfBasin(msgspec.Struct, forbid_unknown_fields=True):
+    """Something about a basin."""
+
+    basin: str
+    limit: int = 50
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """A request without arguments."""
+
+
+def shown(entry: Entry) -> dict[str, Any]:
+    """An act as scripts see it."""
+    act = entry.act
+    return {"n": entry.n, "basin": entry.basin, "mesh": entry.mesh, "node": entry.node, **shown_act(act)}
+
+
+def shown_act(act: Act) -> dict[str, Any]:
+    """An act without its place: ids in hex, times in Unix milliseconds."""
+    return {
+        "id": act.id.hex(),
+        "kind": act.kind,
+        "author": act.author,
+        "refs": [ref.hex() for ref in act.refs],
+        "root": act.root.hex(),
+        "budget": msgspec.structs.asdict(act.budget),
+        "at_ms": act.at_ms,
+        "text": act.text,
+    }
+
+
+class Control:
+    """Serves a node's owner."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._started_ms = node.ground.clock()
+        self._operations: dict[str, tuple[type[Any], Callable[[Any], Awaitable[dict[str, Any]]]]] = {
+            "say": (Say, self._say),
+            "stop": (OfBasin, self._stop),
+            "history": (OfBasin, self._history),
+            "status": (Nothing, self._status),
+        }
+
+    async def serve(self) -> None:
+        """Answer until cancelled."""
+        slots = asyncio.Semaphore(AT_A_TIME)
+        async with asyncio.TaskGroup() as group:
+
+            async def take(message: Message) -> None:
+                await slots.acquire()
+                task = group.create_task(self._answer(message), name=message.subject)
+                task.add_done_callback(lambda _: slots.release())
+
+            await self._node.ground.bus.subscribe(f"c.{self._node.identity.mesh}.*", take)
+            await asyncio.get_running_loop().create_future()
+
+    async def _answer(self, message: Message) -> None:
+        if message.reply is None:
+            return
+        name = message.subject.rpartition(".")[2]
+        try:
+            kind, operation = self._operations[name]
+            reply = await operation(msgspec.json.decode(message.data or b"{}", type=kind))
+        except KeyError:
+            reply = {"error": f"there is no operation {name[:32]!r}; there are {', '.join(self._operations)}"}
+        except (msgspec.MsgspecError, ProtocolError, NodeError, MeshError, ValueError) as error:
+            reply = {"error": str(error)}
+        await self._node.ground.bus.send(message.reply, msgspec.json.encode(reply))
+
+    async def _say(self, request: Say) -> dict[str, Any]:
+        if not request.text.strip():
+            raise ValueError("there is nothing to say")
+        if len(request.text) > MAX_TEXT:
+            raise ValueError(f"that is {len(request.text)} characters; at most {MAX_TEXT} fit into one message")
+        refs = [ActId(bytes.fromhex(ref)) for ref in request.refs]
+        return shown_act(await self._node.say(request.basin, request.text, refs, request.kind))
+
+    async def _stop(self, request: OfBasin) -> dict[str, Any]:
+        return shown_act(await self._node.say(request.basin, STOPPED, [], "cancel"))
+
+    async def _history(self, request: OfBasin) -> dict[str, Any]:
+        limit = max(0, min(request.limit, MAX_HISTORY))
+        return {"acts": [shown(entry) for entry in recent(self._node.ground.store, request.basin, limit)]}
+
+    async def _status(self, _: Nothing) -> dict[str, Any]:
+        node, store = self._node, self._node.ground.store
+        return {
+            "mesh": node.identity.mesh,
+            "name": node.config.name,
+            "human": node.config.human,
+            "node": node.identity.signer.public,
+            "started_ms": self._started_ms,
+            "ems": sorted(node.runtime.ems),
+            "speaking": node.runtime.speaking(),
+            "basins": sorted(node.runtime.rooms),
+            "acts": store.one("SELECT count(*) FROM acts")[0],
+            "waiting": node.outbox.waiting(),
+            "missing": store.one("SELECT count(*) FROM gaps")[0],
+            "refused": store.one("SELECT coalesce(sum(times), 0) FROM refusals")[0],
+        }

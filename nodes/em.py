@@ -1,0 +1,297 @@
+"""An em, from its folder: settings, text and picture.
+
+    ems/aporia/
+      config.yaml          settings; every key optional
+      chat.txt             the em's own log
+      aporia.chr/*.txt     more text, as memory; or one file aporia.chr
+      avatar.png           optional
+
+A folder may come from anybody: links out of it, pipes and devices are refused, and sizes are bounded.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final
+
+from pydantic import AfterValidator, AliasChoices, Field, StringConstraints, field_validator
+
+from nodes.chatlog import MAX_FILE_BYTES, Scene, Voice, blank_front, digest, is_name, parse, read
+from nodes.complaints import plain_key, sentence
+from nodes.config import YAPPINGS, ModelName
+from nodes.errors import ConfigError
+from nodes.pattern import Pattern, compile_pattern
+from nodes.settings import Name, Settings, load
+from nodes.textfile import read_bytes
+
+EM_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")  # also a Matrix user's and a file's name: kept short
+MAX_TEXT_BYTES: Final = MAX_FILE_BYTES  # of all files of an em together
+MAX_MEMORY_FILES: Final = 4_096  # in NAME.chr/
+MAX_AVATAR_BYTES: Final = 8 << 20  # homeservers refuse larger pictures sooner than this
+MAX_DELAY_S: Final = 600.0  # ten minutes; later than that nobody waits
+MAX_REPLY_TOKENS: Final = 32_768  # no vendor writes more at a time in one reply
+MAX_PROMPT_TOKENS: Final = 2_000_000  # the largest context window on offer, doubled
+MAX_WINDOW: Final = 10_000  # messages of history
+MAX_STOPS: Final = 64  # each is looked for in every piece of streamed text
+MAX_BASINS: Final = 256  # that one em listens in
+MAX_NICKNAMES: Final = 32  # each is looked for in every message
+MAX_COUNT: Final = 2**53 - 1  # every language can hold it exactly
+MAX_TOLD_AUTHORS: Final = 5  # in the note on a log that is nobody's
+
+_NOT_USED: Final = "is a key of Chapter II that is not used here; it is ignored"
+_CHAPTER2: Final = """
+    active_interfaces addons airtable auth best_of chat.context compat continuation_model_local_tokenization
+    continuation_options default_name discord_mute discord_proxy_url discord_random_threshold discord_send_typing
+    discord_token discord_user_whitelist em_folder end_to_end_test end_to_end_test_discord_channel_id
+    end_to_end_test_discord_token ensembles exa_search_api_key folder frequency_penalty ignore_dotted_messages
+    image_limits include_images interfaces legacy logit_bias lookup_msg_cache max_queued_replies may_speak
+    message_history_footer message_history_format message_history_header message_history_max_tokens
+    message_history_operator message_history_separator metaphor_search_api_key mufflers name_prefix
+    name_prefix_optional novelai_api_key only_reply_on_ping port presence_penalty prevent_gpt_topic_change
+    prevent_scene_break proxy_url reply_on_sim representation_model sampling scene_break send_typing split_message
+    sysname thread_mute threads_inherit_history trim_final_incomplete_sentence use_nicknames vendors
+"""
+
+
+def _author(value: str) -> str:
+    if value and not is_name(value):
+        raise ValueError("cannot be a name: no < or >, no line break, no / at its ends, no space around it")
+    return value
+
+
+SpokenName = Annotated[str, StringConstraints(max_length=64), AfterValidator(_author)]
+Nickname = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_author)]
+StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class Allowance(Settings):
+    """What an em may use up, over all basins. None sets no limit of its own."""
+
+    replies_per_hour: int | None = Field(default=None, ge=0, le=MAX_COUNT, description="Messages in any 60 minutes.")
+    tokens_per_day: int | None = Field(
+        default=None, ge=0, le=MAX_COUNT, description="Model tokens in any 24 hours, prompts included."
+    )
+
+
+class EmSettings(Settings):
+    """An em's config.yaml. Keys that Chapter II has too keep their names and meaning."""
+
+    tolerated: ClassVar[Mapping[str, str]] = dict.fromkeys(_CHAPTER2.split(), _NOT_USED)
+
+    name: SpokenName = Field(
+        default="",
+        validation_alias=AliasChoices("name", "NAME"),
+        description="The name it is shown with; the folder's name if not set.",
+    )
+    nicknames: tuple[Nickname, ...] = Field(
+        default=(), max_length=MAX_NICKNAMES, strict=False, description="Other names that it answers to."
+    )
+    model: ModelName | None = Field(
+        default=None,
+        validation_alias=AliasChoices("model", "continuation_model", "engines.complete"),
+        description="The model it speaks with; null is the mesh's default.",
+    )
+    temperature: float = Field(default=0.95, ge=0, le=5, description="How freely the model chooses words.")
+    top_p: float | None = Field(default=None, gt=0, le=1, description="Share of likely words; null is the model's own.")
+    seed: int | None = Field(default=None, ge=0, le=MAX_COUNT, description="Makes seeded models repeatable.")
+    max_tokens: int = Field(
+        default=120,
+        ge=1,
+        le=MAX_REPLY_TOKENS,
+        validation_alias=AliasChoices("max_tokens", "continuation_max_tokens"),
+        description="Tokens of a reply, at most.",
+    )
+    recency_window: int = Field(default=35, ge=1, le=MAX_WINDOW, description="Messages of history that it sees.")
+    prompt_max_tokens: int = Field(
+        default=8_000,
+        ge=256,
+        le=MAX_PROMPT_TOKENS,
+        validation_alias=AliasChoices("prompt_max_tokens", "total_max_tokens"),
+        description="Tokens of prompt and reply together.",
+    )
+    stop_sequences: tuple[StopSequence, ...] = Field(
+        default=(), max_length=MAX_STOPS, strict=False, description="Text that ends a reply."
+    )
+    basins: tuple[Name, ...] = Field(
+        default=(YAPPINGS,), max_length=MAX_BASINS, strict=False, description="Where it listens."
+    )
+    reply_on_ping: bool = Field(default=True, description="Answers an @mention or a reply to it.")
+    reply_on_name: bool = Field(default=True, description="Answers when its name or a nickname is said.")
+    reply_on_random: int = Field(
+        default=0, ge=0, le=MAX_COUNT, description="N answers one message in N by chance; false (or 0) none."
+    )
+    reply_on_regex: str | None = Field(
+        default=None, description="Answers where this regular expression is found; see nodes.pattern for what may be."
+    )
+    reply_on_floor: bool = Field(default=False, description="Takes a turn when nobody in particular was addressed.")
+    reply_on_all: bool = Field(default=False, description="Answers everything.")
+    mute: bool = Field(default=False, description="Listens and remembers, and never speaks.")
+    delay_s: float = Field(
+        default=0.0, ge=0, le=MAX_DELAY_S, description="Seconds to wait before answering, so that people can read."
+    )
+    budget: Allowance = Field(default_factory=Allowance, description="What it may use up, over all basins.")
+
+    @field_validator("reply_on_random", mode="before")
+    @classmethod
+    def _chance(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file holds; what is no number fails as an int
+        if value is True:
+            raise ValueError("must be a whole number N, for one message in N, or false")
+        return 0 if value is False else value
+
+    @field_validator("reply_on_regex")
+    @classmethod
+    def _countable(cls, value: str | None) -> str | None:
+        if value is not None:
+            compile_pattern(value)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Em:
+    """An em as its folder says it.
+
+    `name` is the folder's name and the em's part of its address; `settings.name` is what people see, and never empty.
+    `pattern` is `reply_on_regex`, ready to use. `avatar` is an existing PNG's path. `notes` are the things a person may
+    want to know, as `FILE:LINE: sentence`: ambiguous text, ignored keys, files that could not be read.
+    """
+
+    name: str
+    folder: Path
+    settings: EmSettings
+    voice: Voice
+    pattern: Pattern | None
+    avatar: Path | None
+    notes: tuple[str, ...]
+
+
+def load_em(folder: Path) -> Em:
+    """Read an em's folder. Text that cannot be read is left out with a note.
+
+    Raises ConfigError with all problems when the folder is none, or its name or settings are wrong.
+    """
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would put a link's target name in place of ours
+    if not EM_NAME.fullmatch(folder.name):
+        raise ConfigError([sentence(folder, 1, "is no name for an em; use 1 to 32 of a-z, 0-9, _ and -")])
+    files = _listing(folder)
+    notes: list[str] = []
+    config = folder / "config.yaml"
+    settings = load(config, EmSettings, within=folder, notes=notes) if config.name in files else EmSettings()
+    reader = _TextReader(folder, notes)
+    settings = settings if settings.name else settings.model_copy(update={"name": folder.name})
+    chat = reader.scenes("chat.txt") if "chat.txt" in files else ()
+    memory: list[Scene] = []
+    for name in files:
+        if name in {f"{folder.name}.chr", f"{settings.name}.chr"}:
+            memory.extend(reader.memory(name))
+    names = frozenset(known.lower() for known in (folder.name, settings.name, *settings.nicknames))
+    voice = Voice(settings.name, names, chat, tuple(memory), digest([settings.name, *sorted(names), "", *reader.texts]))
+    notes.extend(_oddities(folder, files, voice))
+    pattern = None if settings.reply_on_regex is None else compile_pattern(settings.reply_on_regex)
+    return Em(folder.name, folder, settings, voice, pattern, _avatar(folder, files, notes), tuple(notes))
+
+
+def load_ems(root: Path) -> tuple[list[Em], list[str]]:
+    """Read all ems of a folder, by name, and the problems of those that could not be; hidden folders are passed over.
+
+    One broken em never stops the others. A link to a folder elsewhere is refused: it may have come in an archive.
+    """
+    ems: list[Em] = []
+    try:
+        names = _listing(root)
+    except ConfigError as error:
+        return [], error.problems
+    problems: list[str] = []
+    for name in names:
+        folder = root / name
+        try:
+            if folder.is_symlink() and not folder.resolve().is_relative_to(root.resolve()):
+                problems.append(sentence(folder, 1, "is a link that leads elsewhere; put a copy in its place"))
+            elif folder.is_dir():
+                ems.append(load_em(folder))
+        except ConfigError as error:
+            problems.extend(error.problems)
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+            problems.append(sentence(folder, 1, f"cannot be read: {error}"))
+    return ems, problems
+
+
+class _TextReader:
+    """Reads the text files of one em, `MAX_TEXT_BYTES` in all."""
+
+    def __init__(self, folder: Path, notes: list[str]) -> None:
+        self.texts: list[str] = []
+        self._folder = folder
+        self._notes = notes
+        self._left = MAX_TEXT_BYTES
+
+    def scenes(self, name: str, *, front: bool = False) -> tuple[Scene, ...]:
+        """The scenes of one file, whose name within the folder they carry as their source."""
+        text, problems = read(self._folder / name, self._folder, self._left)
+        self._notes.extend(problems)
+        self._left -= len(text.encode("utf-8", "surrogatepass"))
+        self.texts.append(text)
+        told: list[str] = []
+        source = plain_key(name)
+        scenes = parse(blank_front(text, source, told) if front else text, source, told) if text or not problems else ()
+        self._notes.extend(f"{self._folder}/{problem}" for problem in told)
+        return scenes
+
+    def memory(self, name: str) -> list[Scene]:
+        """The scenes of NAME.chr, a folder of text files or one file."""
+        folder = self._folder / name
+        if not folder.is_dir():
+            return list(self.scenes(name, front=True))
+        if not folder.resolve().is_relative_to(self._folder.resolve()):
+            self._notes.append(sentence(folder, 1, "is a link that leads outside its folder; put a copy in its place"))
+            return []
+        names = [file for file in _listing(folder) if file.endswith(".txt")]
+        if len(names) > MAX_MEMORY_FILES:
+            left = len(names) - MAX_MEMORY_FILES
+            self._notes.append(sentence(folder, 1, f"has too many files; the last {left:,} are not read. Join some"))
+        return [scene for file in names[:MAX_MEMORY_FILES] for scene in self.scenes(f"{name}/{file}", front=True)]
+
+
+def _listing(folder: Path) -> list[str]:
+    """The names in a folder, sorted; hidden ones are left out."""
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208 - names, not paths
+    except OSError as error:
+        raise ConfigError([sentence(folder, 1, f"cannot be read as a folder: {error.strerror}")]) from error
+
+
+def _avatar(folder: Path, files: list[str], notes: list[str]) -> Path | None:
+    if "avatar.png" not in files:
+        return None
+    path = folder / "avatar.png"
+    try:
+        is_png = read_bytes(path, MAX_AVATAR_BYTES, folder).startswith(b"\x89PNG\r\n\x1a\n")
+    except ConfigError as error:
+        notes.extend(error.problems)
+        return None
+    if not is_png:
+        notes.append(sentence(path, 1, "is not a PNG picture; it is not used"))
+    return path if is_png else None
+
+
+def _oddities(folder: Path, files: list[str], voice: Voice) -> list[str]:
+    """What was probably meant otherwise."""
+    found: list[str] = []
+    for name in files:
+        if name.endswith(".chr") and name not in {f"{folder.name}.chr", f"{voice.name}.chr"}:
+            found.append(sentence(folder / name, 1, f"is not read; rename it to {folder.name}.chr"))
+        elif name in {"config.yml", "chat.log"}:
+            right = "config.yaml" if name == "config.yml" else "chat.txt"
+            found.append(sentence(folder / name, 1, f"is not read; rename it to {right}"))
+        elif name.removesuffix(".yaml") in {*EmSettings.model_fields, *EmSettings.tolerated}:
+            found.append(sentence(folder / name, 1, "is a setting in a file of its own; put it into config.yaml"))
+    if not voice.chat and not voice.memory:
+        found.append(sentence(folder, 1, "has no text; write chat.txt, with lines such as `<name> hello`"))
+    authors = Counter(line.author for scene in voice.chat for line in scene.lines)
+    if authors and not any(voice.is_own(line) for scene in voice.chat for line in scene.lines):
+        told = ", ".join(f"{author} ({count})" for author, count in authors.most_common(MAX_TOLD_AUTHORS))
+        reason = f"has no line by {voice.name}, only by {told}; set name or nicknames in config.yaml"
+        found.append(sentence(folder / "chat.txt", 1, reason))
+    return found

@@ -1,0 +1,1 @@
+"""Models: any vendor in, one stream of text out."""

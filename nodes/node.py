@@ -1,0 +1,154 @@
+"""A node at work: its parts, joined by one task group."""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from mesh.bus.base import Bus
+from mesh.clock import Clock
+from mesh.ledger import Ledger
+from mesh.outbox import Outbox
+from mesh.store import Store
+from mesh.trust import Trust
+from nodes.config import MeshConfig
+from nodes.em import Em, load_ems
+from nodes.runtime import Parts, Runtime
+from nodes.speaker import Models
+from protocol.acts import RANDOM_BYTES, Act, ActId, new_id
+from protocol.address import Subject, check_name
+from protocol.budget import Budget
+from protocol.frame import EPHEMERAL, encode_frame
+from protocol.keys import MeshId, NodeId, Signer
+
+PARTIALS: Final = 256  # words-so-far that wait to be shown; when full, new ones are dropped: the reply comes anyway
+WATCH_S: Final = 2.0  # between two looks at the em folders
+MINUTE_MS: Final = 60_000
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this node is, and whom it believes."""
+
+    mesh: MeshId
+    signer: Signer
+    trust: Trust
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a node stands on; nodes.commands chooses it."""
+
+    bus: Bus
+    store: Store
+    models: Models
+    clock: Clock
+
+
+class Node:
+    """One node: run it until it is cancelled."""
+
+    def __init__(self, config: MeshConfig, ems: Path, identity: Identity, ground: Ground) -> None:
+        """`ems` is the folder of em folders; it is watched while the node runs."""
+        self.config, self.identity, self.ground = config, identity, ground
+        self.outbox = Outbox(ground.bus, ground.store, identity.signer, identity.mesh, ground.clock)
+        parts = Parts(
+            identity.mesh, ground.store, self.outbox, ground.models, ground.clock, self._show, config.limits.queue
+        )
+        self.runtime = Runtime(parts)
+        self.ledger = Ledger(ground.bus, ground.store, identity.trust, ground.clock, self.runtime.hear)
+        self.ready = asyncio.Event()
+        self._ems = ems
+        self._signature: Mapping[str, tuple[int, ...]] = {}
+        self._partials: asyncio.Queue[tuple[str, Act]] = asyncio.Queue(PARTIALS)
+
+    async def run(self) -> None:
+        """Hear what was said while the node was away, then speak. Raises MeshError, within an ExceptionGroup."""
+        self.load()
+        async with asyncio.TaskGroup() as group:
+
+            def caught_up() -> None:
+                group.create_task(self.outbox.run(self._sequences()), name="outbox")
+                group.create_task(self.runtime.run(), name="runtime")
+                group.create_task(self._send_partials(), name="partials")
+                group.create_task(self._watch(), name="watch")
+                self.ready.set()
+
+            durable = f"node-{self.identity.mesh[:12]}"
+            group.create_task(self.ledger.run(durable, caught_up, self.runtime.proceed), name="ledger")
+
+    async def say(self, basin: str, text: str, refs: list[ActId], kind: str = "say", **more: Any) -> Act:  # noqa: ANN401 - a body
+        """Say something in the person's name: a root, with the basin's budget. Returns when the stream has it."""
+        now = self.ground.clock()
+        budget = self.config.basin(check_name(basin)).budget
+        until = now + int(budget.minutes * MINUTE_MS)
+        identity = new_id(now, secrets.token_bytes(RANDOM_BYTES))
+        minted = Budget(budget.hops, budget.acts, budget.tokens, until)
+        act = Act(identity, kind, self.config.human, refs, identity, minted, now, {"text": text, **more})
+        await self.outbox.say(basin, act)
+        return act
+
+    def load(self) -> None:
+        """Read the em folders and host what is in them, where the basins' settings let them listen."""
+        self._signature = _signature(self._ems)
+        ems, problems = load_ems(self._ems)
+        for problem in problems:
+            log.warning("an em could not be read", problem=problem)
+        self.runtime.host(ems, self._listens)
+
+    def _listens(self, em: Em, basin: str) -> bool:
+        listeners = self.config.basin(basin).listeners
+        return basin in em.settings.basins and (listeners is None or em.name in listeners)
+
+    def _sequences(self) -> dict[str, int]:
+        """The last sequence this node used, by basin."""
+        me = NodeId(self.identity.signer.public)
+        return self.ledger.marks_of(self.identity.mesh, me)
+
+    def _show(self, basin: str, act: Act) -> None:
+        with contextlib.suppress(asyncio.QueueFull):
+            self._partials.put_nowait((basin, act))
+
+    async def _send_partials(self) -> None:
+        signer = self.identity.signer
+        while True:
+            basin, act = await self._partials.get()
+            subject = Subject(False, basin, self.identity.mesh, NodeId(signer.public))
+            frame = encode_frame(signer, EPHEMERAL, self.ground.clock(), basin, [act])
+            await self.ground.bus.send(str(subject), frame)
+
+    async def _watch(self) -> None:
+        """Take up what a person changes in the em folders."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if await asyncio.to_thread(_signature, self._ems) != self._signature:
+                before = set(self.runtime.ems)
+                self.load()
+                after = set(self.runtime.ems)
+                log.info(
+                    "the em folders changed", ems=len(after), new=sorted(after - before), gone=sorted(before - after)
+                )
+
+
+def _signature(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What changes when an em's files do. A folder that cannot be read has none."""
+    found: dict[str, tuple[int, ...]] = {}
+    with contextlib.suppress(OSError):
+        for em in sorted(folder.iterdir()):
+            paths = (em, em / "config.yaml", em / "chat.txt", em / f"{em.name}.chr")
+            found[em.name] = tuple(_changed_ns(path) for path in paths)
+    return found
+
+
+def _changed_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -1,0 +1,265 @@
+"""The runtime performs what the pure parts decide: it hears acts, lets ems take their turns, and speaks for them."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from mesh.clock import Clock
+from mesh.errors import MeshError
+from mesh.ledger import Entry, find, recent
+from mesh.outbox import Outbox
+from mesh.store import Store
+from nodes.chains import Chains
+from nodes.em import Em
+from nodes.errors import ModelError
+from nodes.room import TAIL, Room
+from nodes.speaker import Draft, Models, Reply, ask, draft
+from nodes.turn import Roster, decide
+from nodes.turns import Ending, Taken, Turns
+from protocol.acts import Act, ActId, reply_id
+from protocol.keys import MeshId
+
+HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 24 * HOUR_MS
+
+log = structlog.get_logger(__name__)
+
+Show = Callable[[str, Act], None]  # basin and an `attend` act with the words so far; never stored
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a runtime is made of."""
+
+    mesh: MeshId
+    store: Store
+    outbox: Outbox
+    models: Models
+    clock: Clock
+    show: Show
+    queue: int  # turns an em may have before it; beyond that it skips to what is newer
+
+
+class Runtime:
+    """Hosts ems: a queue each, and a task each while it has something to do."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.turns = Turns(parts.store)
+        self.chains = Chains()
+        self.rooms: dict[str, Room] = {}
+        self.ems: dict[str, Em] = {}
+        self._taken: list[Taken] = []
+        self._queues: dict[str, deque[Taken]] = {}
+        self._scopes: dict[str, tuple[str, asyncio.Timeout]] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def host(self, ems: Iterable[Em], listens: Callable[[Em, str], bool]) -> None:
+        """Host exactly these ems from now on. `listens` tells who listens where; rooms keep what they remember."""
+        self.ems = {em.name: em for em in ems}
+        for basin in {basin for em in self.ems.values() for basin in em.settings.basins} | set(self.rooms):
+            roster = Roster(em for em in self.ems.values() if listens(em, basin))
+            if basin in self.rooms:
+                self.rooms[basin].roster = roster
+            else:
+                self.rooms[basin] = self._recall(basin, roster)
+
+    def hear(self, entries: Sequence[Entry]) -> None:
+        """Take in new acts and decide who answers. Called within the ledger's transaction."""
+        self._parts.outbox.done([entry.act for entry in entries if entry.mesh == self._parts.mesh])
+        for entry in entries:
+            self.chains.hear(entry)
+            if entry.act.kind == "cancel" and entry.act.is_root:
+                self._halt(entry.basin)
+            if room := self.rooms.get(entry.basin):
+                room.hear(entry)
+                self._decide(room, entry)
+
+    def proceed(self) -> None:
+        """Begin the turns that the last transaction decided. Called after it has committed."""
+        taken, self._taken = self._taken, []
+        for turn in taken:
+            self._queue(turn)
+
+    async def run(self) -> None:
+        """Take turns until cancelled; first those that a crash interrupted."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            self._taken.clear()
+            self._queues.clear()
+            for turn in self.turns.open():
+                self._queue(turn)
+            await asyncio.get_running_loop().create_future()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Begin no further turns and wait for those that run; returns whether all of them ended in time."""
+        self._queues.clear()
+        self._group = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def speaking(self) -> list[str]:
+        """The ems that are writing now."""
+        return sorted(self._scopes)
+
+    def _recall(self, basin: str, roster: Roster) -> Room:
+        room = Room(basin, roster)
+        for entry in recent(self._parts.store, basin, TAIL):
+            self.chains.hear(entry)
+            room.hear(entry)
+        return room
+
+    def _decide(self, room: Room, entry: Entry) -> None:
+        act, now = entry.act, self._parts.clock()
+        heard = room.roster.hear(entry, self._answered(room, entry), self.chains.spent(act, now))
+        silent: dict[str, list[str]] = {}
+        for em in room.roster.ems.values():
+            decision = decide(em, heard)
+            if not decision.answers:
+                silent.setdefault(decision.rule, []).append(em.name)
+                continue
+            turn = Taken(reply_id(em.name, act, 0), em.name, act.id, entry.basin, decision.rule, now)
+            if self.turns.take(turn):
+                self._taken.append(turn)
+        if silent:
+            self.turns.keep_silent(act.id, silent)
+
+    def _answered(self, room: Room, entry: Entry) -> str | None:
+        """The em of this node whose act is answered."""
+        if not entry.act.refs:
+            return None
+        target = room.find(entry.act.refs[0]) or find(self._parts.store, entry.act.refs[0])
+        if target is None or target.mesh != self._parts.mesh or target.act.author not in self.ems:
+            return None
+        return target.act.author
+
+    def _queue(self, turn: Taken) -> None:
+        queue = self._queues.setdefault(turn.em, deque())
+        queue.append(turn)
+        if len(queue) > self._parts.queue:
+            self._end(
+                queue.popleft(),
+                Ending("silent", f"it fell behind by more than {self._parts.queue} and skipped to what is newer"),
+            )
+        if self._group is not None and turn.em not in self._scopes:
+            scope = asyncio.timeout(None)
+            self._scopes[turn.em] = (turn.basin, scope)
+            self._idle.clear()
+            self._group.create_task(self._work(turn.em), name=f"em {turn.em}")
+
+    async def _work(self, name: str) -> None:
+        try:
+            while queue := self._queues.get(name):
+                await self._take(queue.popleft())
+        finally:
+            self._scopes.pop(name, None)
+            if not self._scopes:
+                self._idle.set()
+
+    async def _take(self, turn: Taken) -> None:
+        """One turn, to its end. Whatever goes wrong with it stays with it; a failing store ends the node."""
+        em, entry = self.ems.get(turn.em), find(self._parts.store, turn.act)
+        if em is None or entry is None:
+            gone = "the em is no longer here" if em is None else "what it would answer is gone"
+            self._end(turn, Ending("silent", gone))
+            return
+        heard, lines = self.rooms[turn.basin].until(turn.act)
+        if not lines:
+            self._end(turn, Ending("silent", "what it would answer is too long ago"))
+            return
+        plan = draft(em, self._parts.models, heard, lines, int.from_bytes(turn.id[8:], "big"))
+        now = self._parts.clock()
+        reason = self._over_budget(em, plan.cost, now) or self.chains.reserve(entry.act, plan.cost, now)
+        if reason:
+            self._end(turn, Ending("silent", reason, plan.request.model, plan.request.turns))
+            return
+        reply, outcome = None, ""
+        try:
+            reply = await self._write(em, turn, entry, plan)
+        except (ModelError, TimeoutError) as error:
+            outcome = self._failed(entry.act, error)
+            log.warning("an em could not answer", em=em.name, model=plan.request.model, reason=outcome)
+        except (MeshError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            outcome = f"a mistake in the node: {type(error).__name__}"
+            log.exception("a turn failed", em=em.name)
+        finally:
+            used = reply.usage.prompt + reply.usage.completion if reply else 0
+            budget = self.chains.settle(entry.act, plan.cost, used)
+        made_from = (plan.request.model, plan.request.turns, reply.usage if reply else None)
+        if reply is None or not reply.text:
+            self._end(turn, Ending("silent", outcome or "it said nothing", *made_from))
+            return
+        kind = "answer" if entry.act.kind == "ask" else "say"
+        act = Act(
+            ActId(turn.id),
+            kind,
+            em.name,
+            [entry.act.id],
+            entry.act.root,
+            budget,
+            self._parts.clock(),
+            {"text": reply.text},
+        )
+        self._end(turn, Ending("spoken", "spoken", *made_from), act)
+
+    async def _write(self, em: Em, turn: Taken, entry: Entry, plan: Draft) -> Reply:
+        """Ask the model, within the chain's time; a person's stop ends it at once."""
+        left_s = (entry.act.budget.until_ms - self._parts.clock()) / 1000
+        async with asyncio.timeout(left_s) as scope:
+            self._scopes[em.name] = (turn.basin, scope)
+            await asyncio.sleep(em.settings.delay_s)
+
+            def show(text: str) -> None:
+                body = {"text": text, "state": "writing"}
+                act = entry.act
+                partial = Act(
+                    ActId(turn.id), "attend", em.name, [act.id], act.root, act.budget, self._parts.clock(), body
+                )
+                self._parts.show(turn.basin, partial)
+
+            return await ask(em, self._parts.models, plan.request, show)
+
+    def _failed(self, answered: Act, error: Exception) -> str:
+        if isinstance(error, ModelError):
+            return str(error)
+        return "a person stopped it" if self.chains.stopped(answered) else "the chain's time was over"
+
+    def _over_budget(self, em: Em, cost: int, now: int) -> str | None:
+        """Whether the em's own limits allow another reply of at most `cost` tokens."""
+        budget = em.settings.budget
+        if budget.replies_per_hour is not None:
+            replies, _ = self.turns.spent_since(em.name, now - HOUR_MS)
+            if replies >= budget.replies_per_hour:
+                return f"its {budget.replies_per_hour} replies an hour are used up"
+        if budget.tokens_per_day is not None:
+            _, used = self.turns.spent_since(em.name, now - DAY_MS)
+            if used + cost > budget.tokens_per_day:
+                return f"its {budget.tokens_per_day} tokens a day would not last for a reply"
+        return None
+
+    def _end(self, turn: Taken, ending: Ending, act: Act | None = None) -> None:
+        """Record the end of a turn, and with it the act that is to be said."""
+        with self._parts.store.transaction():
+            self.turns.end(turn, ending, self._parts.clock())
+            if act is not None:
+                self._parts.outbox.put(turn.basin, act)
+        if act is not None:
+            self._parts.outbox.wake()
+
+    def _halt(self, basin: str) -> None:
+        """End what is being written in a basin: its chains are stopped already."""
+        for where, scope in self._scopes.values():
+            if where == basin and scope.when() is not None:
+                scope.reschedule(asyncio.get_running_loop().time())

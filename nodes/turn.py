@@ -1,0 +1,117 @@
+"""An em's turn, as a pure function: does it notice, and does it answer?
+
+Silence is an outcome like any other, with the rule that decided it.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from mesh.ledger import Entry
+from nodes.em import Em
+
+ANSWERABLE: Final = frozenset({"say", "ask", "answer"})
+MATCHED: Final = 4_000  # characters of a message that names and patterns are looked for in
+
+_HIDDEN = re.compile(r"[.,](?![.,])")  # ".aside" and ",aside" are hidden, "..." is speech
+_WORDS = re.compile(r"\w+(?:-\w+)*")
+_PARTS = re.compile(r"\w+")
+_MENTIONS = re.compile(r"@(\w+(?:-\w+)*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether an em answers, and the rule that says so, as words for a person."""
+
+    answers: bool
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One act as everybody in its basin hears it: worked out once, whatever the number of ems."""
+
+    entry: Entry
+    named: frozenset[str]  # ems whose name or nickname occurs
+    mentioned: frozenset[str]  # ems that occur as @name
+    answered: str | None  # the em whose act it answers
+    floor: str | None  # whose turn it is when nobody is addressed
+    spent: str | None  # why the chain allows no answer
+
+
+class Roster:
+    """The ems of one basin by the names people call them."""
+
+    def __init__(self, ems: Iterable[Em]) -> None:
+        self.ems = {em.name: em for em in ems}
+        self._words: dict[str, set[str]] = {}
+        self._phrases: list[tuple[re.Pattern[str], str]] = []
+        self._takers = sorted(
+            name for name, em in self.ems.items() if em.settings.reply_on_floor and not em.settings.mute
+        )
+        for em in self.ems.values():
+            for called in em.voice.names | {em.name}:
+                if _WORDS.fullmatch(called):
+                    self._words.setdefault(called, set()).add(em.name)
+                else:
+                    self._phrases.append((re.compile(rf"(?<!\w){re.escape(called)}(?!\w)", re.IGNORECASE), em.name))
+
+    def hear(self, entry: Entry, answered: str | None, spent: str | None) -> Heard:
+        """What this basin's ems make of an act. `answered` is the em that it answers, if one."""
+        text = entry.act.text[:MATCHED].lower()
+        mentioned = self._called(_MENTIONS.findall(text))
+        named = self._called(_WORDS.findall(text) + _PARTS.findall(text))
+        named |= {name for pattern, name in self._phrases if pattern.search(text)}
+        addressed = mentioned | named | {name for name in (answered,) if name in self.ems}
+        floor = None if addressed - {entry.act.author} else self._floor(entry)
+        return Heard(entry, frozenset(named), frozenset(mentioned), answered, floor, spent)
+
+    def _called(self, words: Iterable[str]) -> set[str]:
+        return {name for word in words for name in self._words.get(word, ())}
+
+    def _floor(self, entry: Entry) -> str | None:
+        """One em takes the turn: drawn by a hash of the act and the name, so that no two of them need to agree."""
+        takers = [name for name in self._takers if name != entry.act.author]
+        return max(takers, key=lambda name: _draw(entry.act.id, name), default=None)
+
+
+def decide(em: Em, heard: Heard) -> Decision:
+    """Whether `em` answers. Depends on nothing but its arguments."""
+    act, settings = heard.entry.act, em.settings
+    if settings.mute:
+        return Decision(False, "muted")
+    if act.author == em.name:
+        return Decision(False, "its own words")
+    if act.kind not in ANSWERABLE:
+        return Decision(False, f"a {act.kind} needs no answer")
+    if _HIDDEN.match(act.text):
+        return Decision(False, "hidden by a leading dot")
+    rule = _reason(em, heard)
+    if rule is None:
+        return Decision(False, "nothing called for it")
+    return Decision(False, f"the chain is spent: {heard.spent}") if heard.spent else Decision(True, rule)
+
+
+def _reason(em: Em, heard: Heard) -> str | None:
+    act, settings = heard.entry.act, em.settings
+    if settings.reply_on_ping and heard.answered == em.name:
+        return "it was answered"
+    if settings.reply_on_ping and (em.name in heard.mentioned or act.body.get("to") == em.name):
+        return "it was mentioned"
+    if settings.reply_on_name and em.name in heard.named:
+        return "its name was said"
+    if em.pattern is not None and em.pattern.search(act.text[:MATCHED]):
+        return "its pattern matched"
+    if heard.floor == em.name:
+        return "nobody was addressed, and it was its turn"
+    if settings.reply_on_all:
+        return "it answers everything"
+    if settings.reply_on_random and _draw(act.id, em.name) % settings.reply_on_random == 0:
+        return f"by chance, 1 in {settings.reply_on_random}"
+    return None
+
+
+def _draw(identity: bytes, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(identity + name.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,147 @@
+"""What was decided, and why: every turn an em took, and every silence.
+
+A turn is recorded in the transaction that hears the act it answers, and its reply in the transaction that puts the
+reply into the outbox. Between the two a node may die as often as it likes.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import msgspec
+
+from mesh.store import Store
+from nodes.models.base import Turn, Usage
+
+State = Literal["decided", "spoken", "silent"]
+
+KEPT_PROMPTS: Final = 5_000  # the newest prompts are kept whole, about 5 KB each; older turns keep all but the prompt
+KEPT_SILENCES: Final = 100_000  # acts whose silences are kept, about 100 bytes each
+
+TURNS_SCHEMA: Final = (
+    """
+    CREATE TABLE turns (
+        n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, em TEXT NOT NULL, act BLOB NOT NULL, basin TEXT NOT NULL,
+        rule TEXT NOT NULL, state TEXT NOT NULL, decided_ms INTEGER NOT NULL, ended_ms INTEGER,
+        outcome TEXT, model TEXT, prompt BLOB, prompt_tokens INTEGER, completion_tokens INTEGER, cached_tokens INTEGER
+    );
+    CREATE INDEX turns_of_act ON turns (act);
+    CREATE INDEX turns_open ON turns (n) WHERE state = 'decided';
+    CREATE INDEX turns_of_em ON turns (em, ended_ms);
+    CREATE TABLE silences (n INTEGER PRIMARY KEY, act BLOB NOT NULL UNIQUE, reasons BLOB NOT NULL);
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A turn that an em is to take: `id` is the id its reply will have."""
+
+    id: bytes
+    em: str
+    act: bytes
+    basin: str
+    rule: str
+    decided_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a turn ends: `outcome` in words for a person, and what it was made from."""
+
+    state: State
+    outcome: str
+    model: str = ""
+    prompt: tuple[Turn, ...] = ()
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """All that is known about a turn, times in Unix milliseconds. `prompt` is None when pruned or never made."""
+
+    taken: Taken
+    state: State
+    ended_ms: int | None
+    outcome: str | None
+    model: str | None
+    prompt: tuple[Turn, ...] | None
+    usage: Usage | None
+
+
+class Turns:
+    """The table of turns and silences."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def take(self, turn: Taken) -> bool:
+        """Record a decision to answer. Returns False when it was recorded before. Within a transaction."""
+        sql = (
+            "INSERT OR IGNORE INTO turns (id, em, act, basin, rule, state, decided_ms)"
+            " VALUES (?, ?, ?, ?, ?, 'decided', ?)"
+        )
+        row = (turn.id, turn.em, turn.act, turn.basin, turn.rule, turn.decided_ms)
+        return self._store.insert(sql, row) is not None
+
+    def keep_silent(self, act: bytes, reasons: Mapping[str, Sequence[str]]) -> None:
+        """Record who said nothing to an act, by reason. Within a transaction."""
+        n = self._store.insert(
+            "INSERT OR IGNORE INTO silences (act, reasons) VALUES (?, ?)", (act, msgspec.msgpack.encode(reasons))
+        )
+        if n is not None:
+            self._store.execute("DELETE FROM silences WHERE n <= ?", (n - KEPT_SILENCES,))
+
+    def end(self, turn: Taken, ending: Ending, now_ms: int) -> None:
+        """Record how a turn ended. Within a transaction."""
+        packed = zlib.compress(msgspec.msgpack.encode(ending.prompt), 1) if ending.prompt else None
+        usage = ending.usage
+        counts = (usage.prompt, usage.completion, usage.cached) if usage else (None, None, None)
+        self._store.execute(
+            "UPDATE turns SET state = ?, outcome = ?, ended_ms = ?, model = ?, prompt = ?,"
+            " prompt_tokens = ?, completion_tokens = ?, cached_tokens = ? WHERE id = ?",
+            (ending.state, ending.outcome, now_ms, ending.model, packed, *counts, turn.id),
+        )
+        self._store.execute(
+            "UPDATE turns SET prompt = NULL WHERE n = (SELECT n - ? FROM turns WHERE id = ?)", (KEPT_PROMPTS, turn.id)
+        )
+
+    def open(self) -> list[Taken]:
+        """Turns that were decided and not ended: what a crash interrupted, oldest first."""
+        return [Taken(*row) for row in self._store.rows(f"{_TAKEN} WHERE state = 'decided' ORDER BY n")]
+
+    def about(self, act: bytes) -> list[Told]:
+        """The turn whose reply `act` is, or the turns that it led to."""
+        rows = self._store.rows(f"{_TOLD} WHERE id = ?", (act,)) or self._store.rows(
+            f"{_TOLD} WHERE act = ? ORDER BY n", (act,)
+        )
+        return [_told(row) for row in rows]
+
+    def silences(self, act: bytes) -> dict[str, list[str]]:
+        """Who said nothing to an act: reason → ems."""
+        row = self._store.one("SELECT reasons FROM silences WHERE act = ?", (act,))
+        return {} if row is None else msgspec.msgpack.decode(row[0], type=dict[str, list[str]])
+
+    def spent_since(self, em: str, since_ms: int) -> tuple[int, int]:
+        """How many replies an em gave and tokens it used since a time."""
+        row = self._store.one(
+            "SELECT count(*), coalesce(sum(prompt_tokens + completion_tokens), 0) FROM turns"
+            " WHERE em = ? AND ended_ms >= ? AND state = 'spoken'",
+            (em, since_ms),
+        )
+        return row[0], row[1]
+
+
+_TAKEN: Final = "SELECT id, em, act, basin, rule, decided_ms FROM turns"
+_TOLD: Final = (
+    "SELECT id, em, act, basin, rule, decided_ms, state, ended_ms, outcome, model, prompt,"
+    " prompt_tokens, completion_tokens, cached_tokens FROM turns"
+)
+
+
+def _told(row: tuple[Any, ...]) -> Told:
+    *taken, state, ended, outcome, model, packed, prompt, completion, cached = row
+    turns = msgspec.msgpack.decode(zlib.decompress(packed), type=tuple[Turn, ...]) if packed else None
+    usage = None if prompt is None else Usage(prompt, completion, cached)
+    return Told(Taken(*taken), state, ended, outcome, model, turns, usage)
