@@ -7,7 +7,7 @@ format=flowed (RFC 3676, "space-stuffing"): `render` puts it there, `parse` take
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,13 +18,16 @@ from nodes.textfile import not_text, read_bytes
 MAX_FILE_BYTES: Final = 64 << 20  # a very long life of talk; more is a mistake or an attack
 MAX_NAME_CHARS: Final = 255  # between < and >; a Matrix user id has at most 255 bytes
 LONG_LINE_CHARS: Final = 65_536  # a longer line is hardly something said; it is kept whole, and reported
+MAX_MESSAGES: Final = 2_000_000  # of a file; each needs some 190 bytes beside its text
 MAX_PROBLEMS: Final = 100  # told one by one for a file; a log in quite another format has one in every line
 
 BREAK: Final = "---"
 _FRONT: Final = "%%%"
+_NEARLY: Final = "< \t-"  # how a line begins that may be nearly a tag or a break
 
 # In place of a name: links, HTML tags, and Discord's mentions, emoji and times.
 _NOT_A_NAME: Final = re.compile(r"/.*|.*/|.*://.*|.*[<\x00-\x1f\x7f].*|[@#][!&]?\d+|a?:\w+:\d+|t:-?\d+.*", re.DOTALL)
+_FRONT_END: Final = re.compile(rf"^{_FRONT}[ \t]*$", re.MULTILINE)
 _LEADING_BLANK: Final = re.compile(r"[\s\ufeff]*\n")
 
 
@@ -67,17 +70,18 @@ def parse(text: str, source: str, problems: list[str] | None = None) -> tuple[Sc
     """Read a log; every text is one. Scenes without a message are left out.
 
     `source` is the file's name, for `Line.source`. What is ambiguous, as `SOURCE:LINE: sentence`, is added to
-    `problems` where given; nothing but empty messages is left out. Untagged text that opens a scene is one message
-    with no author, however many lines it has. Messages have no blank lines at their ends and no space after them.
+    `problems` where given; nothing is left out but empty messages and those beyond MAX_MESSAGES. Untagged text that
+    opens a scene is one message with no author, however many lines it has. Messages have no blank lines at their
+    ends and no space after them.
     """
-    reader = _Reader(source)
-    for number, line in enumerate(_lines(text.lstrip("\ufeff")), 1):
-        reader.feed(number, line)
-    scenes = reader.finish()
+    reader = _Reader(_unix(text.lstrip("\ufeff")), source)
+    scenes = reader.scenes()
     if problems is not None:
         problems.extend(reader.problems)
         if reader.untold:
             problems.append(f"{source}:1: has {reader.untold:,} more lines of these kinds; is it a chat log?")
+        if reader.unread:
+            problems.append(f"{source}:1: has more than {MAX_MESSAGES:,} messages; {reader.unread:,} are not read")
         if not scenes:
             problems.append(f"{source}:1: holds no messages; write lines such as `<name> hello`")
     return scenes
@@ -156,29 +160,18 @@ def blank_front(text: str, source: str, problems: list[str]) -> str:
 
     All it ever said of use was `chunking: false`, and scenes are always whole here.
     """
-    lines = _lines(text.lstrip("\ufeff"))
-    if next(lines).rstrip() != _FRONT:
+    text = _unix(text.lstrip("\ufeff"))
+    if text.partition("\n")[0].rstrip() != _FRONT:
         return text
-    kept = list(lines)
-    end = next((at for at, line in enumerate(kept) if line.rstrip() == _FRONT), None)
+    end = _FRONT_END.search(text, len(_FRONT))
     if end is None:
         problems.append(f"{source}:1: opens with {_FRONT} and never closes it; the whole file is read as text")
         return text
-    return "\n" * (end + 2) + "\n".join(kept[end + 1 :])
+    return "\n" * text.count("\n", 0, end.end()) + text[end.end() :]
 
 
 def _unix(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
-
-
-def _lines(text: str) -> Iterator[str]:
-    """The lines, one at a time: a list of them would double what a large file needs. At least one, if empty."""
-    text = _unix(text)
-    start = 0
-    while (end := text.find("\n", start)) >= 0:
-        yield text[start:end]
-        start = end + 1
-    yield text[start:]
 
 
 def _special(line: str) -> bool:
@@ -194,86 +187,104 @@ def _stuffed(line: str) -> str:
 
 
 class _Reader:
-    """The state of `parse`: the message that is being read, and the scenes that are done."""
+    """The state of `parse`: the message that is being read, and the scenes that are done.
 
-    def __init__(self, source: str) -> None:
+    A message is a piece of the text, cut once it is whole: millions of short lines would cost far more than they hold.
+    """
+
+    def __init__(self, text: str, source: str) -> None:
         self.problems: list[str] = []
         self.untold = 0
+        self.unread = 0
+        self._whole = text
         self._source = source
+        self._left = MAX_MESSAGES
         self._scenes: list[Scene] = []
         self._scene: list[Line] = []
+        self._opened = 1  # the line where the scene's first message begins
         self._author: str | None = None
-        self._text: list[str] = []
-        self._number = 1  # where the message begins
-        self._first = 1  # where the scene's first message begins
+        self._begun = -1  # the place in the text from which the message is still uncut; -1 when there is none
+        self._pieces: list[str] = []
+        self._number = 1  # the line where the message begins
         self._names: dict[str, str | None] = {}  # what stood between < and >, to the name, shared by all its lines
 
-    def feed(self, number: int, line: str) -> None:
-        """Take the next line, without its line end."""
-        if len(line) > LONG_LINE_CHARS:
-            self._tell(number, f"is a line of {len(line):,} characters; it is kept as one message")
-        if line.startswith("<") and self._tag(number, line):
-            return
-        if line == BREAK:
-            self._end_scene()
-            return
-        if line.startswith(("<", " ", "\t", "-")):
-            line = self._ambiguous(number, line)
-        if self._text or line.strip():
-            self._number = self._number if self._text else number
-            self._text.append(line)
-
-    def finish(self) -> tuple[Scene, ...]:
-        """All scenes, once the last line is fed."""
-        self._end_scene()
+    def scenes(self) -> tuple[Scene, ...]:
+        """Read everything."""
+        text, start, number = self._whole, 0, 1
+        while start <= len(text):
+            end = text.find("\n", start)
+            end = len(text) if end < 0 else end
+            self._take(number, start, end)
+            start, number = end + 1, number + 1
+        self._end_scene(len(text))
         return tuple(self._scenes)
 
-    def _tag(self, number: int, line: str) -> bool:
-        end = line.find(">", 1, MAX_NAME_CHARS + 3)
-        if end < 0:
+    def _take(self, number: int, start: int, end: int) -> None:
+        if end - start > LONG_LINE_CHARS:
+            self._tell(number, f"is a line of {end - start:,} characters; it is kept as one message")
+        first = self._whole[start : start + 1]
+        if first == "<" and self._tag(number, start, end):
+            return
+        if end - start == len(BREAK) and self._whole.startswith(BREAK, start):
+            self._end_scene(start)
+            return
+        stuffed = first in _NEARLY and start < end and self._ambiguous(number, self._whole[start:end])
+        if self._begun < 0 and self._whole[start:end].strip():
+            self._begun, self._number = start, number
+        if stuffed:
+            self._pieces.append(self._whole[self._begun : start])
+            self._begun = start + 1
+
+    def _tag(self, number: int, start: int, end: int) -> bool:
+        close = self._whole.find(">", start + 1, min(end, start + MAX_NAME_CHARS + 3))
+        if close < 0:
             return False
-        raw = line[1:end]
+        raw = self._whole[start + 1 : close]
         if raw not in self._names:
             name = raw.strip()
             self._names[raw] = name if is_name(name) else None
         author = self._names[raw]
         if author is None:
             return False
-        self._end_message()
+        self._end_message(start)
         self._author = author
         self._number = number
-        self._text.append(line[end + 2 if line.startswith(" ", end + 1) else end + 1 :])
+        self._begun = close + 2 if self._whole.startswith(" ", close + 1) else close + 1
         return True
 
-    def _ambiguous(self, number: int, line: str) -> str:
-        """Report a line that is nearly a tag or a break; give it without the space that `render` put there."""
+    def _ambiguous(self, number: int, line: str) -> bool:
+        """Report a line that is nearly a tag or a break. Whether it has a space in front that `render` put there."""
         bare = line.strip()
         if line.startswith("<"):
             self._tell(number, "begins with < but with no name in <>; it is read as text")
         elif bare == BREAK or (bare.startswith("<") and _special(bare)):
             what = "a scene break with spaces around it" if bare == BREAK else "an indented tag"
             self._tell(number, f"is {what}; it is read as text of the message above")
-            if line.startswith(" ") and _special(line.lstrip(" ")):
-                return line[1:]
-        return line
+            return line.startswith(" ") and _special(line.lstrip(" "))
+        return False
 
-    def _end_message(self) -> None:
-        text = normal("\n".join(self._text)) if self._text else ""
-        if text:
-            self._first = self._first if self._scene else self._number
-            self._scene.append(Line(self._author, text, f"{self._source}:{self._number}"))
-        elif self._author is not None:
+    def _end_message(self, end: int) -> None:
+        if self._begun < 0:
+            return
+        self._pieces.append(self._whole[self._begun : end])
+        text = normal("".join(self._pieces))
+        if not text and self._author is not None:
             self._tell(self._number, "is a tag with no text; it is left out")
-        self._author = None
-        self._text.clear()
+        elif text and self._left == 0:
+            self.unread += 1
+        elif text:
+            self._opened = self._opened if self._scene else self._number
+            self._scene.append(Line(self._author, text, f"{self._source}:{self._number}"))
+            self._left -= 1
+        self._author, self._begun = None, -1
+        self._pieces.clear()
 
-    def _end_scene(self) -> None:
-        self._end_message()
-        lines = self._scene
-        if len(lines) > 1 and lines[0].author is None:
-            self._tell(self._first, "is text before the first <name> of its scene; it is read as the em's own")
-        if lines:
-            self._scenes.append(Scene(tuple(lines)))
+    def _end_scene(self, end: int) -> None:
+        self._end_message(end)
+        if len(self._scene) > 1 and self._scene[0].author is None:
+            self._tell(self._opened, "is text before the first <name> of its scene; it is read as the em's own")
+        if self._scene:
+            self._scenes.append(Scene(tuple(self._scene)))
             self._scene = []
 
     def _tell(self, number: int, what: str) -> None:

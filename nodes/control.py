@@ -71,6 +71,7 @@ class Control:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self.ready = asyncio.Event()
         self._started_ms = node.ground.clock()
         self._operations: dict[str, tuple[type[Any], Callable[[Any], Awaitable[dict[str, Any]]]]] = {
             "say": (Say, self._say),
@@ -90,6 +91,7 @@ class Control:
                 task.add_done_callback(lambda _: slots.release())
 
             await self._node.ground.bus.subscribe(f"c.{self._node.identity.mesh}.*", take)
+            self.ready.set()
             await asyncio.get_running_loop().create_future()
 
     async def _answer(self, message: Message) -> None:

@@ -135,8 +135,8 @@ class Runtime:
             self.turns.keep_silent(act.id, silent)
 
     def _answered(self, room: Room, entry: Entry) -> str | None:
-        """The em of this node whose act is answered."""
-        if not entry.act.refs:
+        """The em whose act a person answers. Ems answer one another all the time: that alone addresses nobody."""
+        if not entry.act.refs or not entry.act.is_root:
             return None
         target = room.find(entry.act.refs[0]) or find(self._parts.store, entry.act.refs[0])
         if target is None or target.mesh != self._parts.mesh or target.act.author not in self.ems:

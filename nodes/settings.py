@@ -22,7 +22,8 @@ from protocol.errors import BadAddress
 
 MAX_FILE_BYTES: Final = 1 << 20  # settings are written by hand; more is a mistake or an attack
 MAX_DEPTH: Final = 20  # lists and mappings within each other; ours go five deep
-MAX_NODES: Final = 50_000  # values in a file, each alias counted as often as it is used: an alias bomb stops here
+MAX_NODES: Final = 20_000  # values in a file, each alias counted as often as it is used: an alias bomb stops here
+MAX_PROBLEMS: Final = 100  # told for a file; nobody reads more, and each wants a suggestion searched
 MAX_SCALAR_CHARS: Final = 200  # of numbers: converting a very long number takes very long
 
 _YAML: Final[Any] = yaml  # its stubs leave the types open
@@ -82,8 +83,11 @@ def load(path: Path, model: type[S], *, within: Path | None = None, notes: list[
     except ValidationError as error:
         problems.extend(problems_of(error, builder.places))
     if loaded is None or problems:
-        ordered = dict.fromkeys(sorted(problems, key=lambda problem: problem.line))
-        raise ConfigError([sentence(path, *problem) for problem in ordered])
+        ordered = list(dict.fromkeys(sorted(problems, key=lambda problem: problem.line)))
+        told = [sentence(path, *problem) for problem in ordered[:MAX_PROBLEMS]]
+        if len(ordered) > MAX_PROBLEMS:
+            told.append(sentence(path, 1, f"has {len(ordered) - MAX_PROBLEMS:,} more mistakes; is it the right file?"))
+        raise ConfigError(told)
     if notes is not None:
         notes.extend(sentence(path, *note) for note in builder.notes)
     return loaded
@@ -240,7 +244,8 @@ class _Builder:
             elif key in model.tolerated:
                 self.notes.append(Problem(place.line, f"{place.written}: {model.tolerated[key]}"))
             else:
-                reason = f"there is no such key{suggest(key, [*names, *model.tolerated])}"
+                close = suggest(key, [*names, *model.tolerated]) if len(self._problems) <= MAX_PROBLEMS else ""
+                reason = f"there is no such key{close}"
                 self._problems.append(Problem(place.line, f"{place.written}: {reason}"))
         return found
 

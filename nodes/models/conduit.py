@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import islice
 from types import MappingProxyType
-from typing import Self, cast
+from typing import Self
 
 from pydantic import SecretStr
 
@@ -283,8 +283,7 @@ def _embedded() -> Model:
 async def _bounded(model: Model, request: Request, meter: _Meter) -> AsyncGenerator[str, None]:
     """The text of one reply up to a stop sequence or the largest length that `max_tokens` can mean."""
     stops, room = StopFilter(request.stop), request.max_tokens * MAX_CHARS_PER_TOKEN
-    stream = cast("AsyncGenerator[str | Usage, None]", model.stream(request))
-    async with aclosing(stream) as pieces:
+    async with aclosing(model.stream(request)) as pieces:
         async for piece in pieces:
             if isinstance(piece, Usage):
                 meter.usage = piece

@@ -20,7 +20,7 @@ class Scripted:
 
     A step is a piece of text, a Usage, an exception to raise, or an Event to wait for. Where a script has no Usage, an
     estimate ends the reply. `requests` are those seen, `running` is how many calls are under way now and `most_running`
-    at any time, `ended` is set whenever a call ends, in whatever way.
+    at any time; `began` and `ended` are set whenever a call begins, and ends in whatever way.
     """
 
     def __init__(self, *scripts: Sequence[Step]) -> None:
@@ -28,6 +28,7 @@ class Scripted:
         self.requests: list[Request] = []
         self.running = 0
         self.most_running = 0
+        self.began = asyncio.Event()
         self.ended = asyncio.Event()
         self.closed = False
 
@@ -39,6 +40,7 @@ class Scripted:
         self.requests.append(request)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
+        self.began.set()
         try:
             async with aclosing(_play(script, request)) as pieces:
                 async for piece in pieces:

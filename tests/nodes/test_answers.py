@@ -1,6 +1,7 @@
 """What vendors send, read: any bytes give text, a count, or a fault."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -9,22 +10,17 @@ from hypothesis import strategies as st
 from nodes.models.answers import DONE, MAX_QUOTE, EventParser, Fault, Reply, plain, refusal, retry_after_s
 
 LINES = st.lists(st.sampled_from([b"data: x", b"data:y", b"data", b": hush", b"event: e", b"", b"data: ", b"dat\xff"]))
+KEYS = ["choices", "delta", "message", "content", "text", "usage", "error", "prompt_tokens"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["choices", "delta", "message", "content", "text", "usage", "error", "prompt_tokens"]),
-            inner,
-        )
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner),
     max_leaves=12,
 )
 
 
 def divided(body: bytes, cuts: list[int]) -> list[bytes]:
     marks = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]
-    return [body[start:end] for start, end in zip(marks, marks[1:], strict=False)]
+    return [body[start:end] for start, end in pairwise(marks)]
 
 
 def parse(chunks: list[bytes], max_bytes: int = 1000) -> list[bytes]:
@@ -63,11 +59,10 @@ def test_any_json_is_text_or_a_fault(value: object) -> None:
     reply = Reply()
     try:
         text = reply.take(json.dumps(value).encode())
-    except Fault as fault:
-        assert not fault.final
-    else:
-        assert reply.chars == len(text)
-        assert reply.usage is None or reply.usage.prompt >= 0
+    except Fault:
+        text = ""
+    assert reply.chars == len(text)
+    assert reply.usage is None or reply.usage.prompt >= 0
 
 
 def test_an_emoji_sent_in_halves_does_no_harm() -> None:

@@ -4,9 +4,10 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from nodes import chatlog
 from nodes.chatlog import (
     LONG_LINE_CHARS,
     MAX_PROBLEMS,
@@ -99,6 +100,14 @@ def test_a_log_in_another_format_does_not_flood() -> None:
     assert "900 more lines" in problems[-1]
 
 
+def test_a_file_has_a_limited_number_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chatlog, "MAX_MESSAGES", 2)
+    problems: list[str] = []
+    (scene,) = parse("<a> 1\n<a> 2\n<a> 3\n---\n<a> 4", "chat.txt", problems)
+    assert [line.text for line in scene.lines] == ["1", "2"]
+    assert problems == ["chat.txt:1: has more than 2 messages; 2 are not read"]
+
+
 def test_continuation_lines_that_look_like_tags_are_made_safe() -> None:
     text = render([Line("a", "one\n<b> two\n---\n ---\n--", "")])
     assert text == "<a> one\n <b> two\n ---\n  ---\n--\n"
@@ -118,6 +127,7 @@ def _plain(scenes: tuple[Scene, ...]) -> list[list[tuple[str | None, str]]]:
     return [[(line.author, line.text) for line in scene.lines] for scene in scenes]
 
 
+@settings(deadline=None)
 @given(_TEXTS)
 @example("<a> x\n   <b> y\n--- ")
 def test_parsing_is_total_and_what_it_read_is_written_and_read_the_same(text: str) -> None:
@@ -127,12 +137,14 @@ def test_parsing_is_total_and_what_it_read_is_written_and_read_the_same(text: st
         assert _plain(parse(render(scene.lines), "x")) == _plain((scene,))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(_NAMES, _TEXTS.filter(normal)), min_size=1, max_size=5))
 def test_messages_are_read_back_as_they_were_written(messages: list[tuple[str, str]]) -> None:
     lines = [Line(name, text, "") for name, text in messages]
     assert _plain(parse(render(lines), "x")) == [[(name, normal(text)) for name, text in messages]]
 
 
+@settings(deadline=None)
 @given(_TEXTS)
 def test_no_word_of_a_text_is_lost(text: str) -> None:
     """Every visible character of a log without tags or breaks is in some message."""
@@ -141,6 +153,7 @@ def test_no_word_of_a_text_is_lost(text: str) -> None:
     assert "".join(kept.replace("\ufeff", "").split()) == "".join(plain.replace("\ufeff", "").split())
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_any_author_becomes_a_name(author: str) -> None:
     name = tag_name(author)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import pytest
 from hypothesis import given
@@ -34,6 +34,13 @@ def conduit(vendors: Mapping[str, Vendor], models: Mapping[str, Model], model_ca
     return Conduit("m", vendors, Scripted(["echoed"]), model_calls, connect=lambda name, _: models[name])
 
 
+async def running(model: Scripted, calls: int) -> None:
+    """Wait until so many calls are under way."""
+    while model.running < calls:
+        model.began.clear()
+        await model.began.wait()
+
+
 async def hear(door: Conduit, request: Request) -> list[str | Usage]:
     async with aclosing(door.stream(request)) as pieces:
         return [piece async for piece in pieces]
@@ -63,11 +70,8 @@ def test_model_strings_that_mean_nothing_are_refused(text: str) -> None:
 
 @given(st.text())
 def test_any_text_is_a_model_string_or_refused(text: str) -> None:
-    try:
+    with suppress(ModelRefused):
         name = ModelName.parse(text)
-    except ModelRefused as error:
-        assert str(error).isprintable()
-    else:
         assert ModelName.parse(str(name)) == name
 
 
@@ -180,14 +184,14 @@ async def test_totals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_stuck_vendor_delays_only_its_own_callers() -> None:
     """Even with more stuck calls than the node may run at a time, the other vendor answers."""
-    stuck, release = Scripted([release := asyncio.Event(), "late"]), release
+    release = asyncio.Event()
+    stuck, well = Scripted([release, "late"]), Scripted(["hi"])
     door = conduit(
-        {"stuck": vendor("s", concurrency=99), "well": vendor("w")}, {"stuck": stuck, "well": Scripted(["hi"])}, 5
+        {"stuck": vendor("s", concurrency=99), "well": vendor("w")}, {"stuck": stuck, "well": well}, model_calls=5
     )
     async with asyncio.TaskGroup() as group:
         waiting = [group.create_task(hear(door, ask("s")), name=f"stuck {n}") for n in range(20)]
-        while stuck.running < 3:
-            await asyncio.sleep(0)
+        await running(stuck, 3)
         for _ in range(3):
             assert (await hear(door, ask("w")))[0] == "hi"
         assert not any(task.done() for task in waiting)
@@ -204,8 +208,7 @@ async def test_a_vendors_own_limit_holds() -> None:
     async with asyncio.TaskGroup() as group:
         for number in range(6):
             group.create_task(hear(door, ask()), name=f"call {number}")
-        while model.running < 2:
-            await asyncio.sleep(0)
+        await running(model, 2)
         release.set()
     assert model.most_running == 2
     assert len(model.requests) == 6
@@ -213,7 +216,7 @@ async def test_a_vendors_own_limit_holds() -> None:
 
 @given(st.lists(st.sampled_from(["enter a", "enter b", "leave", "cancel"]), max_size=30))
 def test_the_gate_never_loses_or_invents_a_place(steps: list[str]) -> None:
-    """However callers come, go and give up: the limits hold, nobody waits before a free place, and all places return."""
+    """However callers come, go and give up: limits hold, nobody waits at a free place, and all places come back."""
 
     async def hold(gate: Gate, door: str, leave: asyncio.Event, inside: list[str]) -> None:
         async with gate.through(door):

@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import AliasChoices, Field, SecretStr
 
@@ -155,6 +156,12 @@ def test_bombs_are_refused(tmp_path: Path) -> None:
         assert any(f"more than {MAX_DEPTH} levels" in problem for problem in problems(tmp_path, text))
 
 
+def test_the_mistakes_of_quite_another_file_do_not_flood(tmp_path: Path) -> None:
+    told = problems(tmp_path, "".join(f"key{count}: 1\n" for count in range(1_000)))
+    assert len(told) == 101
+    assert told[-1] == "1: has 900 more mistakes; is it the right file?"
+
+
 def test_aliases_may_be_used(tmp_path: Path) -> None:
     read = house(tmp_path, "hall: &lamp {watts: 7}\nlamps: {porch: *lamp}\n")
     assert read.lamps["porch"].watts == read.hall.watts == 7
@@ -194,6 +201,7 @@ _FRAGMENTS = st.sampled_from(
 )  # fmt: skip
 
 
+@hypothesis_settings(deadline=None)
 @given(st.one_of(st.binary(max_size=60), st.lists(_FRAGMENTS, max_size=25).map(lambda parts: "".join(parts).encode())))
 def test_reading_is_total(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     """Any bytes give settings or a ConfigError whose every line names a place."""

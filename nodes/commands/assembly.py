@@ -1,0 +1,178 @@
+"""Where the concrete parts of a node are chosen and joined."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import structlog
+from pydantic import SecretStr
+
+from mesh.bus.nats import NatsBus
+from mesh.clock import now_ms
+from mesh.server import Server, ServerKeys
+from mesh.store import MESH_SCHEMA, Store
+from nodes.client import Client
+from nodes.config import MeshConfig
+from nodes.config import Vendor as VendorConfig
+from nodes.control import Control
+from nodes.errors import ConfigError, NotRunning
+from nodes.home import Home, Running
+from nodes.models.conduit import ECHO, Conduit, ModelName, Vendor
+from nodes.node import Ground, Identity, Node
+from nodes.prompt import Style
+from nodes.speaker import Models
+from nodes.turns import TURNS_SCHEMA
+
+DRAIN_S: Final = 10.0  # a stop waits so long for replies that are being written; others are written at the next start
+SCHEMAS: Final = (MESH_SCHEMA, TURNS_SCHEMA)
+
+log = structlog.get_logger(__name__)
+
+
+async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None) -> None:
+    """Run the node of a home until SIGTERM or SIGINT, then drain it.
+
+    `started` runs beside it once it is ready; when `started` ends, the node does. Raises NodeError, MeshError (also in
+    groups) when it cannot start or go on.
+    """
+    config = home.config()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C arrives as KeyboardInterrupt
+            loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        held = home.hold()
+        stack.callback(held.release)
+        store = Store(home.database, SCHEMAS)
+        stack.callback(store.close)
+        server, url = await _server(home, config, stack)
+        bus = await _bus(home, config, server, url)
+        stack.push_async_callback(bus.close)
+        conduit, models = _models(home, config)
+        stack.push_async_callback(conduit.close)
+        identity = Identity(home.mesh_id(), home.signer("node"), home.trust())
+        node = Node(config, home.ems, identity, Ground(bus, store, models, now_ms))
+        running = Running(os.getpid(), url, now_ms())
+        stack.callback(home.announce, None)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(node.run(), name="node")]
+            if server is not None:
+                tasks.append(group.create_task(server.supervise(), name="server"))
+            await node.ready.wait()
+            control = Control(node)
+            tasks.append(group.create_task(control.serve(), name="control"))
+            await control.ready.wait()
+            home.announce(running)
+            log.info("the node is up", mesh=config.name, ems=len(node.runtime.ems), bus=url)
+            if started is not None:
+                tasks.append(group.create_task(_then(started, stop), name="beside"))
+            await stop.wait()
+            await _drain(node)
+            for task in tasks:
+                task.cancel()
+
+
+async def _drain(node: Node) -> None:
+    log.info("stopping")
+    if not await node.runtime.drain(DRAIN_S):
+        log.warning("replies were still being written; they are taken up at the next start")
+
+
+async def _then(work: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
+    try:
+        await work()
+    finally:
+        stop.set()
+
+
+async def _server(home: Home, config: MeshConfig, stack: AsyncExitStack) -> tuple[Server | None, str]:
+    if config.server.url is not None:
+        return None, config.server.url
+    keys = {name: home.signer(name).public for name in ("node", "client", "system")}
+    server = Server(home.data / "nats", ServerKeys(home.mesh_id(), **keys), config.server.port)
+    stack.push_async_callback(server.stop)
+    await server.start()
+    return server, server.url
+
+
+async def _bus(home: Home, config: MeshConfig, server: Server | None, url: str) -> NatsBus:
+    if server is not None:
+        return await NatsBus.connect(url, nkey_seed=home.signer("node").seed(), storage_full=server.is_full)
+    return await NatsBus.connect(url, credentials=_credentials(home, config))
+
+
+def _credentials(home: Home, config: MeshConfig) -> Path | None:
+    file = config.server.credentials
+    return config.resolve(home.path, file) if file else None
+
+
+@asynccontextmanager
+async def connect(home: Home) -> AsyncGenerator[Client]:
+    """A client of the running node. Raises NotRunning."""
+    running = home.running()
+    if running is None:
+        raise NotRunning(f"no node is running on {home.path}; start it with: mesh up")
+    config = home.config()
+    if config.server.url is None:
+        opening = NatsBus.connect(running.url, nkey_seed=home.signer("client").seed(), manage_stream=False)
+    else:
+        opening = NatsBus.connect(running.url, credentials=_credentials(home, config), manage_stream=False)
+    bus = await opening
+    try:
+        yield Client(bus, home.mesh_id(), home.trust(), now_ms)
+    finally:
+        await bus.close()
+
+
+def _models(home: Home, config: MeshConfig) -> tuple[Conduit, Models]:
+    vendors = {name: _vendor(home, config, name, vendor) for name, vendor in config.models.vendors.items()}
+
+    def style(model: str) -> Style:
+        name = ModelName.parse(model).name
+        if name == ECHO:
+            return "echo"
+        for vendor in vendors.values():
+            if vendor.has(name):
+                return vendor.api
+        return "chat"
+
+    conduit = Conduit(config.models.default, vendors, model_calls=config.limits.model_calls)
+    return conduit, Models(conduit, style, config.models.default)
+
+
+def _vendor(home: Home, config: MeshConfig, name: str, vendor: VendorConfig) -> Vendor:
+    prices = vendor.prices
+    return Vendor(
+        base_url=vendor.base_url,
+        provides=vendor.provides,
+        key=partial(_key, home, config, name, vendor),
+        api=vendor.api,
+        timeout_s=vendor.timeout_s,
+        concurrency=vendor.concurrency,
+        price_in=prices.input if prices else None,
+        price_out=prices.output if prices else None,
+    )
+
+
+def _key(home: Home, config: MeshConfig, name: str, vendor: VendorConfig) -> SecretStr | None:
+    """Fetch a vendor's key when it is first needed. Raises ConfigError when it is not where the settings say."""
+    where = f"{home.path / 'mesh.yaml'}: models.vendors.{name}"
+    if vendor.api_key_env is not None:
+        key = os.environ.get(vendor.api_key_env, "")
+        if not key:
+            raise ConfigError([f"{where}.api_key_env: the environment has no {vendor.api_key_env}; set it"])
+        return SecretStr(key)
+    if vendor.api_key_file is None:
+        return None
+    path: Path = config.resolve(home.path, vendor.api_key_file)
+    try:
+        return SecretStr(path.read_text("utf-8").strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{where}.api_key_file: {path} cannot be read: {error}"]) from None

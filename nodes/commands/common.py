@@ -1,0 +1,90 @@
+"""What all commands share: the home option, the loop, and errors as one line."""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, Final, cast
+
+from mesh.errors import MeshError
+from nodes.errors import NodeError
+from nodes.home import Home, default_home, open_home
+from protocol.errors import ProtocolError
+
+FAILED: Final = 1
+MISTAKE: Final = 70  # EX_SOFTWARE of sysexits.h
+INTERRUPTED: Final = 130  # what shells expect after Ctrl-C
+
+_EXPECTED: Final = (NodeError, MeshError, ProtocolError, OSError, EOFError)
+
+
+def add_home(parser: argparse.ArgumentParser) -> None:
+    """The option that says which home a command is about."""
+    parser.add_argument("--home", type=Path, default=None, metavar="DIR", help="the home folder (default: ~/.ampmesh)")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option for scripts."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def home_of(options: argparse.Namespace) -> Home:
+    """The home that a command is about. Raises HomeError."""
+    return open_home(options.home or default_home())
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON can say
+    """One JSON document on one line."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the chosen command; whatever can be expected to go wrong ends in one sentence on stderr."""
+    from nodes.commands.logs import configure
+
+    configure(os.environ.get("AMPMESH_LOG", ""))
+    try:
+        result = options.run(options)
+        return (run_loop(result) if asyncio.iscoroutine(result) else result) or 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is wanted, and nothing is wrong
+        return 0
+    except Exception as error:
+        leaf = _leaf(error)
+        if not isinstance(leaf, _EXPECTED):
+            if os.environ.get("AMPMESH_LOG") == "debug":
+                raise
+            sys.stderr.write(f"mesh: a mistake in ampmesh itself: {leaf!r}; AMPMESH_LOG=debug shows where\n")
+            return MISTAKE
+        lines = str(leaf).splitlines() or [repr(leaf)]
+        sys.stderr.write("".join(f"mesh: {line}\n" for line in lines))
+        return getattr(leaf, "code", FAILED)
+
+
+def run_loop(main: Coroutine[Any, Any, int | None]) -> int | None:
+    """Run on uvloop where it exists, which is faster; otherwise on asyncio's own loop."""
+    if sys.platform != "win32" and not os.environ.get("AMPMESH_NO_UVLOOP"):
+        import uvloop
+
+        return uvloop.run(main)
+    return asyncio.run(main)
+
+
+def _leaf(error: BaseException) -> BaseException:
+    """The error that a person should hear of: one that ampmesh knows nothing about, else the first."""
+    leaves = list(_leaves(error))
+    return next((leaf for leaf in leaves if not isinstance(leaf, _EXPECTED)), leaves[0])
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -1,0 +1,20 @@
+"""`mesh up`: run a node in the foreground."""
+
+import argparse
+import os
+
+from nodes.commands.assembly import serve
+from nodes.commands.common import add_home, home_of
+from nodes.commands.logs import configure
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    add_home(parser)
+    parser.set_defaults(run=_run)
+
+
+async def _run(options: argparse.Namespace) -> None:
+    home = home_of(options)
+    configure(os.environ.get("AMPMESH_LOG", home.config().log_level))
+    await serve(home)
