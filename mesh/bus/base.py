@@ -91,7 +91,8 @@ class Bus(Protocol):
     async def consume(self, name: str, after: int) -> Consumer:
         """Open the durable consumer `name` over the whole stream, made at first use to begin behind sequence `after`.
 
-        What it gave earlier and was never acked is given again, at once. When the stream ends before `after`, it is not
+        What it gave earlier and was never acked is given again, at once. The server may forget a consumer when it
+        restarts while nobody reads: pass your own cursor as `after`, and nothing is read from the beginning again. When the stream ends before `after`, it is not
         the stream that the caller knew, and reading begins at its beginning.
         """
         ...

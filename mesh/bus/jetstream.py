@@ -199,6 +199,9 @@ class JetStream:
             "max_ack_pending": MAX_UNACKED,
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": behind + 1,
+            # With `sync_interval: always` a cursor in a file costs two more flushes of the disk for each ack, in the way
+            # of the messages'. The reader's own cursor is the one that counts; after a restart of the server we tell it.
+            "mem_storage": True,
         }
         await self._must(
             f"CONSUMER.CREATE.{self.name}.{consumer}",

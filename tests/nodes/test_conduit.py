@@ -255,6 +255,25 @@ def test_the_gate_never_loses_or_invents_a_place(steps: list[str]) -> None:
     asyncio.run(run())
 
 
+async def test_a_caller_who_gives_up_as_a_place_comes_free_does_not_take_it_along() -> None:
+    """The place goes to the next in line, whether the caller gives up just before it is given or just after."""
+    gate = Gate({"a": 1}, 1)
+    inside: list[str] = []
+
+    async def visit(name: str) -> None:
+        async with gate.through("a"):
+            inside.append(name)
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        async with gate.through("a"):
+            before, after = (group.create_task(visit(name), name=name) for name in ("before", "after"))
+            group.create_task(visit("next"), name="next")
+            await asyncio.sleep(0)  # all three stand in line
+            before.cancel()
+        after.cancel()  # the place is given to it, but it has not run yet
+    assert inside == ["next"]
+
+
 async def test_a_key_is_fetched_at_the_first_call_and_never_shown() -> None:
     asked: list[str] = []
 
