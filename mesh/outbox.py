@@ -53,6 +53,10 @@ class Outbox:
         """How many acts the stream has not acknowledged yet."""
         return self._store.one("SELECT count(*) FROM outbox")[0]
 
+    def acts(self) -> list[Act]:
+        """What the stream has not acknowledged yet, in order."""
+        return [decode_act(row[0]) for row in self._store.rows("SELECT act FROM outbox ORDER BY n")]
+
     async def say(self, basin: str, act: Act) -> None:
         """Put one act and wait until the stream has it. Raises BusFull when too much is waiting already."""
         if self.waiting() >= MAX_WAITING:

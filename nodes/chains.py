@@ -1,7 +1,7 @@
 """What every chain of replies may still spend, as this node sees it."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from mesh.ledger import Entry
@@ -13,7 +13,7 @@ MAX_CHAINS: Final = 16_384  # chains kept in mind; the oldest is forgotten, and 
 
 @dataclass(slots=True)
 class Chain:
-    """One chain: its limit, the acts seen and reserved, the tokens this node spent on it."""
+    """One chain: its limit, the acts seen, reserved, and promised (said, and not heard yet), the tokens spent."""
 
     basin: str
     limit: Budget
@@ -22,11 +22,12 @@ class Chain:
     tokens: int = 0
     reserved_tokens: int = 0
     stopped: bool = False
+    promised: set[bytes] = field(default_factory=set[bytes])
 
     @property
     def acts_left(self) -> int:
         """Acts that nobody has said or reserved."""
-        return self.limit.acts - self.seen - self.reserved
+        return self.limit.acts - self.seen - self.reserved - len(self.promised)
 
     @property
     def tokens_left(self) -> int:
@@ -52,6 +53,7 @@ class Chains:
             if len(self._chains) > MAX_CHAINS:
                 self._chains.popitem(last=False)
         if not act.is_root:
+            chain.promised.discard(act.id)
             chain.seen += 1
             chain.tokens = max(chain.tokens, chain.limit.tokens - act.budget.tokens)
 
@@ -80,7 +82,7 @@ class Chains:
         return None
 
     def settle(self, act: Act, reserved_tokens: int, used_tokens: int) -> Budget:
-        """End a reservation; returns the budget that the answer carries."""
+        """End a reservation; returns the budget that an answer carries. Follow it with `promise` if there is one."""
         chain = self._chains.get(act.root)
         if chain is None:
             return act.budget.child(0, 0)
@@ -89,6 +91,11 @@ class Chains:
         budget = act.budget.child(chain.acts_left, chain.tokens_left)
         chain.reserved -= 1
         return budget
+
+    def promise(self, act: Act) -> None:
+        """Count an answer that is on its way, until it is heard."""
+        if chain := self._chains.get(act.root):
+            chain.promised.add(act.id)
 
     def stop(self, basin: str) -> None:
         """Stop every chain of a basin."""

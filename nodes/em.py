@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import AfterValidator, AliasChoices, Field, StringConstraints, field_validator
@@ -193,10 +194,11 @@ def load_em(folder: Path) -> Em:
     return Em(folder.name, folder, settings, voice, pattern, _avatar(folder, files, notes), tuple(notes))
 
 
-def load_ems(root: Path) -> tuple[list[Em], list[str]]:
+def load_ems(root: Path, unchanged: Mapping[str, Em] = MappingProxyType({})) -> tuple[list[Em], list[str]]:
     """Read all ems of a folder, by name, and the problems of those that could not be; hidden folders are passed over.
 
     One broken em never stops the others. A link to a folder elsewhere is refused: it may have come in an archive.
+    `unchanged` are ems by folder name that need not be read again.
     """
     ems: list[Em] = []
     try:
@@ -210,7 +212,7 @@ def load_ems(root: Path) -> tuple[list[Em], list[str]]:
             if folder.is_symlink() and not folder.resolve().is_relative_to(root.resolve()):
                 problems.append(sentence(folder, 1, "is a link that leads elsewhere; put a copy in its place"))
             elif folder.is_dir():
-                ems.append(load_em(folder))
+                ems.append(unchanged.get(name) or load_em(folder))
         except ConfigError as error:
             problems.extend(error.problems)
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links

@@ -66,12 +66,12 @@ class Node:
         self.ledger = Ledger(ground.bus, ground.store, identity.trust, ground.clock, self.runtime.hear)
         self.ready = asyncio.Event()
         self._ems = ems
-        self._signature: Mapping[str, tuple[int, ...]] = {}
+        self._signature: Mapping[str, tuple[int, ...]] | None = None
         self._partials: asyncio.Queue[tuple[str, Act]] = asyncio.Queue(PARTIALS)
 
     async def run(self) -> None:
         """Hear what was said while the node was away, then speak. Raises MeshError, within an ExceptionGroup."""
-        self.load()
+        await self.load()
         async with asyncio.TaskGroup() as group:
 
             def caught_up() -> None:
@@ -95,13 +95,18 @@ class Node:
         await self.outbox.say(basin, act)
         return act
 
-    def load(self) -> None:
-        """Read the em folders and host what is in them, where the basins' settings let them listen."""
-        self._signature = _signature(self._ems)
-        ems, problems = load_ems(self._ems)
+    async def load(self) -> bool:
+        """Read what changed in the em folders and host what is in them now; returns whether anything changed."""
+        signature = await asyncio.to_thread(_signature, self._ems)
+        if signature == self._signature:
+            return False
+        before, self._signature = self._signature or {}, signature
+        same = {name: em for name, em in self.runtime.ems.items() if before.get(name) == signature.get(name)}
+        ems, problems = await asyncio.to_thread(load_ems, self._ems, same)
         for problem in problems:
             log.warning("an em could not be read", problem=problem)
         self.runtime.host(ems, self._listens)
+        return True
 
     def _listens(self, em: Em, basin: str) -> bool:
         listeners = self.config.basin(basin).listeners
@@ -128,9 +133,8 @@ class Node:
         """Take up what a person changes in the em folders."""
         while True:
             await asyncio.sleep(WATCH_S)
-            if await asyncio.to_thread(_signature, self._ems) != self._signature:
-                before = set(self.runtime.ems)
-                self.load()
+            before = set(self.runtime.ems)
+            if await self.load():
                 after = set(self.runtime.ems)
                 log.info(
                     "the em folders changed", ems=len(after), new=sorted(after - before), gone=sorted(before - after)

@@ -91,13 +91,13 @@ def _founding(em: Em) -> tuple[Span, ...]:
 def _scenes(scenes: Sequence[Scene], header: str = "") -> tuple[Span, ...]:
     spans = [Span(header, "format")] if header else []
     for scene in scenes:
-        spans.append(Span(render(scene.lines) + "\n", f"{scene.lines[0].source}"))
+        spans.append(Span(render(scene.lines), f"{scene.lines[0].source}"))
         spans.append(Span("---\n", "format"))
     return tuple(spans)
 
 
 def _conversation(lines: Sequence[Line]) -> tuple[Span, ...]:
-    return tuple(Span(render((line,)) + "\n", line.source) for line in lines)
+    return tuple(Span(render((line,)), line.source) for line in lines)
 
 
 def _turns(em: Em, recent: Sequence[Line]) -> tuple[Turn, ...]:
@@ -106,7 +106,7 @@ def _turns(em: Em, recent: Sequence[Line]) -> tuple[Turn, ...]:
     for line in recent:
         role: Role = "assistant" if line.author == em.settings.name else "user"
         shown = replace(line, author=None) if role == "assistant" else line
-        span = Span(render((shown,)) + "\n", line.source)
+        span = Span(render((shown,)), line.source)
         if turns and turns[-1].role == role:
             turns[-1] = Turn(role, (*turns[-1].spans, span))
         else:

@@ -91,6 +91,8 @@ class Runtime:
         """Take turns until cancelled; first those that a crash interrupted."""
         async with asyncio.TaskGroup() as group:
             self._group = group
+            for act in self._parts.outbox.acts():
+                self.chains.promise(act)
             self._taken.clear()
             self._queues.clear()
             for turn in self.turns.open():
@@ -212,6 +214,7 @@ class Runtime:
             self._parts.clock(),
             {"text": reply.text},
         )
+        self.chains.promise(act)
         self._end(turn, Ending("spoken", "spoken", *made_from), act)
 
     async def _write(self, em: Em, turn: Taken, entry: Entry, plan: Draft) -> Reply:

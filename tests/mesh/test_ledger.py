@@ -1,0 +1,216 @@
+"""The ledger: verified once, in order, each act once; what is refused is counted and never stored."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import pytest
+from harness import BUDGET, MESH_ID, NODE, NOW, OTHER, SCHEMAS, TRUST, certificate, frame, root, until
+
+from mesh.bus.base import Stored
+from mesh.bus.memory import MemoryBroker
+from mesh.errors import StoreFailed
+from mesh.ledger import Entry, Ledger, find, recent
+from mesh.store import Store
+from mesh.trust import CLOCK_SKEW_MS, Trust
+from protocol.acts import Act, new_id
+from protocol.budget import Budget
+from protocol.certificate import Revocation
+from protocol.keys import KeyKind, NodeId, Signer
+
+
+@dataclass
+class Book:
+    """A ledger over a store, and what its handler was given."""
+
+    store: Store
+    trust: Trust = TRUST
+    heard: list[Entry] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(MemoryBroker().connect(), self.store, self.trust, lambda: NOW, self.heard.extend)
+
+    def keep(self, *frames: tuple[str, bytes]) -> list[str]:
+        """Feed frames as the stream would; returns the texts that were new."""
+        before = len(self.heard)
+        start = self.ledger.cursor
+        self.ledger.keep([Stored(start + place, *one) for place, one in enumerate(frames, start=1)])
+        return [entry.act.text for entry in self.heard[before:]]
+
+    def refused(self) -> dict[str, int]:
+        return dict(self.store.rows("SELECT reason, times FROM refusals"))
+
+    def gaps(self) -> list[int]:
+        return [row[0] for row in self.store.rows("SELECT sequence FROM gaps ORDER BY sequence")]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "node.db", SCHEMAS)
+
+
+@pytest.fixture
+def book(store: Store) -> Book:
+    return Book(store)
+
+
+def test_acts_are_kept_in_order_and_found_again(book: Book) -> None:
+    assert book.keep(frame(1, root("one", 1), root("two", 2)), frame(2, root("three", 3))) == ["one", "two", "three"]
+    assert [entry.act.text for entry in recent(book.store, "yappings", 2)] == ["two", "three"]
+    assert [entry.act.text for entry in recent(book.store, "yappings", 5, before=2)] == ["one"]
+    found = find(book.store, root("two", 2).id)
+    assert found is not None
+    assert (found.act.text, found.mesh, found.node, found.n) == ("two", MESH_ID, NODE.public, 2)
+    assert find(book.store, bytes(16)) is None
+
+
+def test_an_act_framed_anew_after_a_crash_is_heard_once(book: Book) -> None:
+    assert book.keep(frame(1, root("one", 1))) == ["one"]
+    assert book.keep(frame(1, root("one", 1), root("two", 2), sent=NOW + 5)) == ["two"]
+
+
+def test_a_redelivered_batch_changes_nothing(book: Book, store: Store) -> None:
+    one = frame(1, root("one", 1))
+    assert book.keep(one) == ["one"]
+    assert Book(store).keep(one) == []
+    assert store.one("SELECT count(*) FROM acts")[0] == 1
+
+
+def forged(act: Act) -> tuple[str, bytes]:
+    subject, data = frame(1, act)
+    return subject, data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (("b.yappings", b"x"), "BadAddress"),
+        (forged(root("x")), "BadFrame"),
+        ((frame(1, root("x"))[0], b""), "BadFrame"),
+        ((frame(1, root("x"))[0], frame(1, root("x"), node=OTHER)[1]), "BadCertificate"),
+        ((frame(1, root("x"))[0], frame(1, root("x"), basin="private")[1]), "BadCertificate"),
+        (frame(1, root("x"), node=Signer(b"s" * 32, KeyKind.NODE)), "BadCertificate"),
+        (frame(1, root("x"), sent=NOW + CLOCK_SKEW_MS + 1), "BadCertificate"),
+        (frame(1, root("a b", author="a b")), "BadAct"),
+    ],
+)
+def test_what_does_not_verify_is_counted_and_the_rest_goes_on(book: Book, bad: tuple[str, bytes], reason: str) -> None:
+    assert book.keep(bad, frame(1, root("good", 7))) == ["good"]
+    assert book.refused() == {reason: 1}
+    assert book.ledger.cursor == 2
+
+
+def test_certificates_bind_in_time_and_revocation_ends_them(store: Store) -> None:
+    expired = Book(store, Trust([certificate(NODE, not_after=NOW - 1)]))
+    assert expired.keep(frame(1, root("late", 1))) == []
+    assert expired.keep(frame(1, root("in time", 2), sent=NOW - 1)) == ["in time"]
+    revoked = Trust([certificate(NODE)], [Revocation(MESH_ID, 1, []), Revocation(MESH_ID, 2, [NodeId(NODE.public)])])
+    assert Book(store, revoked).keep(frame(2, root("gone", 3))) == []
+
+
+def child(parent: Act, budget: Budget, number: int) -> Act:
+    return Act(
+        new_id(NOW + number, bytes(10)), "say", "aporia", [parent.id], parent.root, budget, NOW, {"text": "reply"}
+    )
+
+
+def test_a_raised_budget_is_refused_whether_the_parent_is_in_memory_or_on_disk(book: Book, store: Store) -> None:
+    parent = root("hello", 1)
+    lower = msgspec.structs.replace(BUDGET, hops=5)
+    assert book.keep(frame(1, parent, child(parent, lower, 1), child(parent, BUDGET, 2))) == ["hello", "reply"]
+    for name in ("acts", "tokens", "until_ms"):
+        raised = msgspec.structs.replace(lower, **{name: getattr(BUDGET, name) + 1})
+        assert Book(store).keep(frame(2, child(parent, raised, 3))) == []
+    assert book.refused() == {"BudgetRaised": 4}
+
+
+def test_missing_sequences_are_noted_per_node_and_basin_and_closed_when_they_come(book: Book) -> None:
+    book.keep(frame(1, root("1", 1)), frame(5, root("5", 5)), frame(1, root("o", 9), node=OTHER))
+    assert book.gaps() == [2, 3, 4]
+    book.keep(frame(3, root("3", 3)))
+    assert book.gaps() == [2, 4]
+    assert book.ledger.marks_of(MESH_ID, NodeId(NODE.public)) == {"yappings": 5}
+    assert book.ledger.marks_of(MESH_ID, NodeId(OTHER.public)) == {"yappings": 1}
+
+
+def test_a_leap_notes_a_bounded_number_of_gaps(book: Book) -> None:
+    book.keep(frame(2**40, root("far", 1)))
+    assert len(book.gaps()) == 10_000
+
+
+def test_a_handler_that_fails_leaves_nothing_behind(store: Store) -> None:
+    def fail(_: object) -> None:
+        raise StoreFailed("the disk is full")
+
+    ledger = Ledger(MemoryBroker().connect(), store, TRUST, lambda: NOW, fail)
+    with pytest.raises(StoreFailed):
+        ledger.keep([Stored(1, *frame(1, root("one", 1)))])
+    assert ledger.cursor == 0
+    assert store.one("SELECT count(*) FROM acts")[0] == 0
+    assert Book(store).keep(frame(1, root("one", 1))) == ["one"]
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[MemoryBroker]:
+    async with MemoryBroker() as one:
+        yield one
+
+
+async def test_it_catches_up_then_follows_and_continues_where_it_stopped(broker: MemoryBroker, store: Store) -> None:
+    bus = broker.connect()
+    for number in range(1, 4):
+        await bus.publish(*frame(number, root(str(number), number)), f"m{number}")
+    heard: list[str] = []
+    caught: list[int] = []
+
+    async def follow(target: int) -> None:
+        def take(entries: list[Entry]) -> None:
+            heard.extend(entry.act.text for entry in entries)
+
+        ledger = Ledger(broker.connect(), store, TRUST, lambda: NOW, take)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(ledger.run("node", lambda: caught.append(len(heard)), lambda: None))
+            await until(lambda: ledger.cursor == target and len(caught) > 0)
+            task.cancel()
+
+    await follow(3)
+    assert caught == [3]
+    await bus.publish(*frame(4, root("4", 4)), "m4")
+    caught.clear()
+    await follow(4)
+    assert heard == ["1", "2", "3", "4"]
+    assert caught == [4]
+
+
+async def test_a_stream_that_was_lost_is_read_from_its_beginning(broker: MemoryBroker, store: Store) -> None:
+    store.execute("UPDATE cursor SET seq = 99")
+    await broker.connect().publish(*frame(1, root("again", 1)), "m")
+    heard: list[Entry] = []
+    ledger = Ledger(broker.connect(), store, TRUST, lambda: NOW, heard.extend)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(ledger.run("node", lambda: None, lambda: None))
+        await until(lambda: len(heard) == 1)
+        task.cancel()
+    assert ledger.cursor == 1
+
+
+def test_a_store_of_a_newer_version_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "node.db"
+    store = Store(path, SCHEMAS)
+    store.execute("PRAGMA user_version = 99")
+    store.close()
+    with pytest.raises(StoreFailed, match="newer"):
+        Store(path, SCHEMAS)
+
+
+def test_a_migration_keeps_a_copy_of_what_was(tmp_path: Path) -> None:
+    path = tmp_path / "node.db"
+    Store(path, (["CREATE TABLE a (x INTEGER); INSERT INTO a VALUES (7)"],)).close()
+    later = Store(path, (["CREATE TABLE a (x INTEGER); INSERT INTO a VALUES (7)", "CREATE TABLE b (y INTEGER)"],))
+    assert later.rows("SELECT x FROM a") == [(7,)]
+    later.close()
+    backup = Store(tmp_path / "node.before-2.db", (["CREATE TABLE a (x INTEGER)"],))
+    assert backup.rows("SELECT x FROM a") == [(7,)]
+    backup.close()

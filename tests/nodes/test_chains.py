@@ -1,0 +1,86 @@
+"""Chains end, whoever answers, however many at once."""
+
+import msgspec
+from harness import BUDGET, MESH_ID, NODE, NOW, root
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.ledger import Entry
+from nodes.chains import Chains
+from protocol.acts import Act, new_id
+from protocol.budget import Budget, check_child
+from protocol.keys import NodeId
+
+COST = 10
+
+
+def entry(act: Act) -> Entry:
+    return Entry(1, "yappings", MESH_ID, NodeId(NODE.public), act)
+
+
+def reply(parent: Act, budget: Budget, number: int) -> Act:
+    identity = new_id(NOW + number, number.to_bytes(10, "big"))
+    return Act(identity, "say", "aporia", [parent.id], parent.root, budget, NOW, {"text": "x"})
+
+
+@given(
+    st.builds(Budget, st.integers(1, 8), st.integers(0, 12), st.integers(0, 300), st.just(NOW + 1)),
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, COST), st.integers(0, 2)), max_size=80),
+)
+def test_no_more_acts_or_tokens_than_the_root_minted(limit: Budget, moves: list[tuple[int, int, int]]) -> None:
+    """Random replies to random acts of a chain: begun together, ended together, and heard of late."""
+    chains, start = Chains(), root("hello", 1, budget=limit)
+    chains.hear(entry(start))
+    heard, open_turns, travelling, tokens = [start], [], [], 0
+    for place, used, step in moves:
+        if step == 0 and chains.reserve(parent := heard[place % len(heard)], COST, NOW) is None:
+            open_turns.append((parent, used))
+        if step == 1 and open_turns:
+            answered, spent = open_turns.pop(place % len(open_turns))
+            budget = chains.settle(answered, COST, spent)
+            tokens += spent
+            check_child(answered.budget, budget)
+            travelling.append(reply(answered, budget, len(heard) + len(travelling)))
+            chains.promise(travelling[-1])
+        if step == 2 and travelling:
+            heard.append(travelling.pop(0))
+            chains.hear(entry(heard[-1]))
+    assert len(heard) - 1 + len(travelling) + len(open_turns) <= limit.acts
+    assert tokens + COST * len(open_turns) <= limit.tokens
+
+
+def test_a_failed_reply_gives_its_reservation_back() -> None:
+    chains, start = Chains(), root("x", 1, budget=msgspec.structs.replace(BUDGET, acts=1))
+    chains.hear(entry(start))
+    assert chains.reserve(start, COST, NOW) is None
+    assert chains.reserve(start, COST, NOW) == "no acts left"
+    chains.settle(start, COST, 0)
+    assert chains.reserve(start, COST, NOW) is None
+
+
+def test_a_reply_that_could_cost_more_than_is_left_is_not_begun() -> None:
+    chains, start = Chains(), root("x", 1, budget=msgspec.structs.replace(BUDGET, tokens=15))
+    chains.hear(entry(start))
+    assert chains.reserve(start, 10, NOW) is None
+    assert chains.reserve(start, 10, NOW) == "too few tokens left for a reply"
+
+
+def test_what_others_spent_is_read_from_their_acts() -> None:
+    chains, start = Chains(), root("x", 1)
+    chains.hear(entry(start))
+    chains.hear(entry(reply(start, Budget(5, 15, 3, BUDGET.until_ms), 2)))
+    assert chains.reserve(start, 10, NOW) == "too few tokens left for a reply"
+
+
+def test_a_person_stops_what_began_before_and_nothing_later() -> None:
+    chains, before, after = Chains(), root("x", 1), root("y", 2)
+    chains.hear(entry(before))
+    chains.hear(entry(root("enough", 3, kind="cancel")))
+    chains.hear(entry(after))
+    assert chains.spent(before, NOW) == "a person stopped it"
+    assert chains.stopped(before)
+    assert chains.spent(after, NOW) is None
+
+
+def test_a_chain_that_nobody_remembers_is_not_answered() -> None:
+    assert Chains().spent(root("x"), NOW) == "its chain is forgotten"
