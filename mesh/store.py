@@ -6,7 +6,7 @@ and the stream, which is synced, delivers them again.
 
 import sqlite3
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -125,6 +125,16 @@ def _plain(path: Path) -> Generator[None]:
         if "readonly" in told or "unable to open" in told:
             raise StoreFailed(f"{path} cannot be written: {told}. Check the folder's permissions") from error
         raise StoreFailed(f"{path}: {told}") from error
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a database with everything that is committed, also what is still in its WAL, into one new file.
+
+    Raises StoreFailed.
+    """
+    uri = f"{source.absolute().as_uri()}?mode=ro"
+    with _plain(source), closing(sqlite3.connect(uri, uri=True)) as db, closing(sqlite3.connect(target)) as copy:
+        db.backup(copy)
 
 
 class Hold:

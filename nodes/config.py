@@ -1,14 +1,13 @@
 """The node's own settings: mesh.yaml."""
 
-import json
-import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, cast
+from typing import Annotated, Final, Literal, Self, cast
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
+from nodes.commented import commented
 from nodes.settings import Name, Settings
 
 MAX_HOPS: Final = 64  # replies to replies; talk that goes deeper has long begun anew
@@ -22,8 +21,6 @@ MAX_LISTENERS: Final = 1_000  # ems that a node is built to hold
 MAX_CALLS: Final = 256  # model calls at a time; each holds a connection
 MAX_TIMEOUT_S: Final = 3_600.0  # a model that is silent for an hour will not answer
 MAX_QUEUE: Final = 10_000  # acts waiting for one em; about 10 MB if they are long
-YAML_WORDS: Final = frozenset({"true", "false", "yes", "no", "on", "off", "null"})  # no text without quotes
-COMMENT_WIDTH: Final = 110  # columns of the file that `mesh init` writes
 
 YAPPINGS: Final = "yappings"
 GENEROUS: Final[Mapping[str, float]] = {"hops": 24, "acts": 48, "tokens": 200_000, "minutes": 10.0}
@@ -223,37 +220,5 @@ def starter_mesh_yaml(name: str) -> str:
     setting that waits for its # to be removed; `# ` begins a sentence. Raises pydantic's ValidationError for a bad
     name.
     """
-    config = MeshConfig(name=name)
-    head = ["Settings of a mesh node. Remove the # before a key to change it; a # and a space begin a sentence."]
-    lines = [*_comment(head[0], ""), *_sections(config, "", frozenset({"name"}))]
-    return "\n".join(lines) + "\n"
-
-
-def _sections(settings: Settings, indent: str, live: frozenset[str] = frozenset()) -> Iterator[str]:
-    for name, field in type(settings).model_fields.items():
-        value = cast("object", getattr(settings, name))
-        if not indent:
-            yield ""
-        yield from _comment(field.description or "", indent)
-        if name == "vendors":
-            yield from (f"{indent}# {line}" for line in _VENDOR_EXAMPLE.splitlines())
-        yield from _entry(name, value, indent, live=name in live)
-
-
-def _entry(name: str, value: object, indent: str, *, live: bool) -> Iterator[str]:
-    deeper = indent + "  "
-    if isinstance(value, Settings):
-        yield f"{indent}{name}:"
-        yield from _sections(value, deeper)
-    elif isinstance(value, dict) and value:
-        yield f"{indent}{name}:"
-        for key, item in cast("dict[str, Any]", value).items():
-            yield from _entry(key, item, deeper, live=False)
-    else:
-        plain = isinstance(value, str) and value.isalpha() and value.lower() not in YAML_WORDS
-        yield f"{indent}{'' if live else '#'}{name}: {value if plain else json.dumps(value)}"
-
-
-def _comment(text: str, indent: str) -> Iterator[str]:
-    mark = f"{indent}# "
-    yield from textwrap.wrap(text, COMMENT_WIDTH, initial_indent=mark, subsequent_indent=mark)
+    examples = {"vendors": _VENDOR_EXAMPLE}
+    return commented("Settings of a mesh node", MeshConfig(name=name), frozenset({"name"}), examples)

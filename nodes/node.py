@@ -12,6 +12,7 @@ import structlog
 
 from mesh.bus.base import Bus
 from mesh.clock import Clock
+from mesh.errors import MeshError
 from mesh.ledger import Ledger
 from mesh.outbox import Outbox
 from mesh.store import Store
@@ -27,6 +28,7 @@ from protocol.frame import EPHEMERAL, encode_frame
 from protocol.keys import MeshId, NodeId, Signer
 
 PARTIALS: Final = 256  # words-so-far that wait to be shown; when full, new ones are dropped: the reply comes anyway
+SETTLE_S: Final = 0.01  # between two looks whether everything is stored
 WATCH_S: Final = 2.0  # between two looks at the em folders
 MINUTE_MS: Final = 60_000
 
@@ -106,6 +108,17 @@ class Node:
         for problem in problems:
             log.warning("an em could not be read", problem=problem)
         self.runtime.host(ems, self._listens)
+        return True
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Begin nothing new, end what is being written and have it stored; returns whether there was time for it."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.runtime.drain()
+                while self.outbox.waiting() or self.ledger.cursor < await self.ground.bus.last_seq():  # noqa: ASYNC110 - both move in other tasks, and the stream in another process
+                    await asyncio.sleep(SETTLE_S)
+        except (TimeoutError, MeshError):
+            return False
         return True
 
     def _listens(self, em: Em, basin: str) -> bool:

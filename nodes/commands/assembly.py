@@ -81,7 +81,7 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
 
 async def _drain(node: Node) -> None:
     log.info("stopping")
-    if not await node.runtime.drain(DRAIN_S):
+    if not await node.drain(DRAIN_S):
         log.warning("replies were still being written; they are taken up at the next start")
 
 

@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from mesh.errors import MeshError
 from nodes.errors import NodeError
-from nodes.home import Home, default_home, open_home
 from protocol.errors import ProtocolError
+
+if TYPE_CHECKING:  # what a home needs takes longer to import than help may take
+    from nodes.home import Home
 
 FAILED: Final = 1
 MISTAKE: Final = 70  # EX_SOFTWARE of sysexits.h
@@ -31,8 +33,10 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def home_of(options: argparse.Namespace) -> Home:
+def home_of(options: argparse.Namespace) -> "Home":
     """The home that a command is about. Raises HomeError."""
+    from nodes.home import default_home, open_home
+
     return open_home(options.home or default_home())
 
 

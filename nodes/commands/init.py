@@ -5,9 +5,6 @@ import getpass
 import sys
 from pathlib import Path
 
-from mesh.clock import now_ms
-from nodes.home import as_name, create_home, default_home
-
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
@@ -17,6 +14,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from mesh.clock import now_ms
+    from nodes.home import as_name, create_home, default_home
+
     path: Path = options.dir or default_home()
     home = create_home(path, as_name(options.name or _user()), now_ms)
     there = "" if path == default_home() else f" --home {path}"

@@ -3,7 +3,6 @@
 import argparse
 import sys
 
-from nodes.commands.assembly import connect
 from nodes.commands.common import add_home, add_json, home_of, print_json
 
 
@@ -19,6 +18,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run(options: argparse.Namespace) -> None:
+    from nodes.commands.assembly import connect
+
     text = sys.stdin.read() if options.text == "-" else options.text
     async with connect(home_of(options)) as client:
         act = await client.say(options.basin, text.strip(), kind=options.kind, answers=options.answers)

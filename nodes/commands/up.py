@@ -3,9 +3,7 @@
 import argparse
 import os
 
-from nodes.commands.assembly import serve
 from nodes.commands.common import add_home, home_of
-from nodes.commands.logs import configure
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +13,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run(options: argparse.Namespace) -> None:
+    from nodes.commands.assembly import serve
+    from nodes.commands.logs import configure
+
     home = home_of(options)
     configure(os.environ.get("AMPMESH_LOG", home.config().log_level))
     await serve(home)

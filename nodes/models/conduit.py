@@ -11,11 +11,11 @@ from typing import Self
 
 from pydantic import SecretStr
 
-from nodes.errors import ModelError, ModelRefused, ModelUnavailable
+from nodes.errors import ConfigError, ModelError, ModelRefused, ModelUnavailable
 from nodes.models.answers import plain
 from nodes.models.base import CHARS_PER_TOKEN, Model, Request, Usage, estimate
 from nodes.models.gate import Gate
-from nodes.models.openai import Api, OpenAIModel, Patience
+from nodes.models.openai import MAX_REPLY_S, Api, OpenAIModel, Patience
 
 ECHO = "echo"  # the embedded model's name; it is always there
 DEFAULT_CONCURRENCY = 4  # calls to one vendor at a time: what small accounts and local servers bear
@@ -67,15 +67,16 @@ class Vendor:
     """Where models are to be had.
 
     `key` is the secret, or a function that fetches it at the first call (None: the vendor wants none). `provides` are
-    patterns of model names: exact, or with `*`, `?` and `[...]`. `concurrency` bounds the calls at one time. Prices
-    are for a million tokens in whatever currency the person thinks in; None: unknown.
+    patterns of model names: exact, or with `*`, `?` and `[...]`. `timeout_s` is how long it may be silent,
+    `concurrency` how many calls there are at one time. Prices are for a million tokens in whatever currency the person
+    thinks in; None: unknown.
     """
 
     base_url: str
     provides: tuple[str, ...]
     key: SecretStr | Callable[[], SecretStr | None] | None = None
     api: Api = "chat"
-    timeout_s: float = 120.0
+    timeout_s: float = 60.0
     concurrency: int = DEFAULT_CONCURRENCY
     price_in: float | None = None
     price_out: float | None = None
@@ -174,7 +175,8 @@ class _Meter:
 def connect(name: str, vendor: Vendor) -> Model:
     """The model behind a vendor. Fetches its key, which may read a file: call it in a thread."""
     key = vendor.key() if callable(vendor.key) else vendor.key
-    return OpenAIModel(name, vendor.base_url, key, vendor.api, Patience(timeout_s=vendor.timeout_s))
+    patience = Patience(timeout_s=vendor.timeout_s, reply_timeout_s=max(MAX_REPLY_S, vendor.timeout_s))
+    return OpenAIModel(name, vendor.base_url, key, vendor.api, patience)
 
 
 class Conduit:
@@ -261,7 +263,10 @@ class Conduit:
                 raise ModelUnavailable("models cannot be used any more, since the node is stopping")
             if door not in self._models:
                 make = _embedded if door == ECHO else lambda: self._connect(door, self._vendors[door])
-                self._models[door] = await asyncio.to_thread(make)
+                try:
+                    self._models[door] = await asyncio.to_thread(make)
+                except ConfigError as error:  # the key is not where the settings say: tried anew at the next call
+                    raise ModelRefused(str(error)) from None
             return self._models[door]
 
     def _cost(self, door: str, usage: Usage) -> float | None:

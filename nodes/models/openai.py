@@ -44,6 +44,7 @@ MAX_RETRY_AFTER_S = 30.0  # asked to wait longer, we give up at once rather than
 MAX_BACKOFF_S = 8.0  # between two tries when the vendor names no time
 MAX_QUIRKS = 256  # models whose dislikes are remembered; beyond that all are learnt anew
 MAX_SEED = 2**31 - 1  # some vendors read 32 bits
+MAX_REPLY_S = 900.0  # from first try to last word: a slow machine at a long reply is done, a drip is not endless
 CONNECT_TIMEOUT_S = 10.0  # a host that is up accepts within a second
 DRAIN_TIMEOUT_S = 0.1  # after the last event, for the end of the body: the connection can then be used again
 OPTIONAL = ("stream_options", "seed", "temperature", "stop")  # a request makes sense without these
@@ -56,13 +57,13 @@ SENT_HEADERS = frozenset(  # the driver would add facts about this machine, and 
 class Patience:
     """How long to wait, in seconds, and how often to try again.
 
-    `timeout_s` bounds one reply with all its tries and pauses, `first_token_timeout_s` (None: the same) the time to the
-    first event of a try, `idle_timeout_s` the time between two events. `backoff_s` is the first pause; it doubles.
+    `timeout_s` bounds the time without an event, `first_token_timeout_s` (None: the same) the time to the first event
+    of a try, `reply_timeout_s` one reply with all its tries and pauses. `backoff_s` is the first pause; it doubles.
     """
 
-    timeout_s: float = 120.0
+    timeout_s: float = 60.0
     first_token_timeout_s: float | None = None
-    idle_timeout_s: float = 30.0
+    reply_timeout_s: float = MAX_REPLY_S
     max_retries: int = 2
     backoff_s: float = 0.5
 
@@ -99,7 +100,7 @@ class OpenAIModel:
         Close the generator (`contextlib.aclosing`) to end the HTTP call. Raises ModelUnavailable and ModelRefused.
         """
         now = asyncio.get_running_loop().time
-        deadline = now() + self._patience.timeout_s
+        deadline = now() + self._patience.reply_timeout_s
         begun, tries = False, 0
         while True:
             quirks = self._quirks.get(request.model, frozenset())
@@ -162,7 +163,7 @@ class OpenAIModel:
                 if event is None:
                     return
                 yield event
-                wait_s = self._patience.idle_timeout_s
+                wait_s = self._patience.timeout_s
 
     async def _events(self, body: dict[str, object]) -> AsyncGenerator[bytes, None]:
         """Send the request; the data of each event as it comes, or a plain JSON answer as one event."""

@@ -26,8 +26,8 @@ from tests.live.openai_server import Answer, FakeOpenAI
 KEY = "sk-made-up-9f86d081884c7d65"
 VOICE = Voice("ruri", frozenset({"ruri"}), (), (), "b2:00")
 QUICK = Patience(timeout_s=20.0, max_retries=2, backoff_s=0.001)
-NO_START = Patience(timeout_s=600.0, first_token_timeout_s=0.3, idle_timeout_s=600.0)
-NO_GOING_ON = Patience(timeout_s=600.0, first_token_timeout_s=600.0, idle_timeout_s=0.3)
+NO_START = Patience(timeout_s=600.0, first_token_timeout_s=0.3)
+NO_GOING_ON = Patience(timeout_s=0.3, first_token_timeout_s=600.0)
 SAID = ["Hello", " there", Usage(7, 3, 5)]
 
 
@@ -171,7 +171,7 @@ async def test_a_pause_beyond_the_deadline_is_not_begun(server: FakeOpenAI, api:
             server,
             api,
             Answer(status=429, headers={"Retry-After": "29"}),
-            patience=Patience(timeout_s=5, max_retries=5),
+            patience=Patience(reply_timeout_s=5, max_retries=5),
         )
     assert len(server.requests) == 1
 
@@ -332,7 +332,7 @@ async def test_a_vendor_that_hangs_is_given_up(server: FakeOpenAI, api: Api) -> 
 async def test_a_slow_drip_is_given_up_when_the_time_for_one_reply_is_over(server: FakeOpenAI, api: Api) -> None:
     drip = Answer(pieces=itertools.repeat("drip "), delay_s=0.02)
     with pytest.raises(ModelUnavailable, match="too long"):
-        await say(server, api, drip, patience=Patience(timeout_s=0.5))
+        await say(server, api, drip, patience=Patience(reply_timeout_s=0.5))
     await server.gone.wait()
 
 

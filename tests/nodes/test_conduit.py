@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from nodes.chatlog import Line, Voice
-from nodes.errors import ModelRefused, ModelUnavailable
+from nodes.errors import ConfigError, ModelRefused, ModelUnavailable
 from nodes.models import conduit as module
 from nodes.models.base import Model, Request, Span, Turn, Usage
 from nodes.models.conduit import ECHO, MAX_CHARS_PER_TOKEN, Conduit, ModelName, StopFilter, Total, Vendor, connect
@@ -286,6 +286,21 @@ async def test_a_key_is_fetched_at_the_first_call_and_never_shown() -> None:
     assert not asked
     assert "sk-secret" not in repr([lazy, plain, connect("v", lazy), connect("v", plain)])
     assert asked == ["key"]
+
+
+async def test_a_missing_key_refuses_the_call_until_it_is_there() -> None:
+    keys: list[Exception | SecretStr] = [ConfigError(["mesh.yaml: no such key"]), SecretStr("k")]
+
+    def make(_: str, __: Vendor) -> Model:
+        key = keys.pop(0)
+        if isinstance(key, Exception):
+            raise key
+        return Scripted(["hi"])
+
+    door = Conduit("m", {"v": vendor("m")}, connect=make)
+    with pytest.raises(ModelRefused, match=r"mesh\.yaml: no such key"):
+        await hear(door, ask())
+    assert (await hear(door, ask()))[0] == "hi"
 
 
 async def test_a_vendor_is_connected_once_however_many_call_first() -> None:

@@ -1,0 +1,277 @@
+"""What signing, storing and verifying cost on the bus: raw nats-py and the whole path, in one run.
+
+    python bench/bus.py [--acts 100000] [--loop uvloop|asyncio|both]
+
+Two processes and a nats-server of their own. Raw: core NATS, one 256-byte text a message, published by one process and
+counted by a callback in the other; and the same with JetStream, each acknowledged. Ours: a backlog of acts in the
+outbox of one process is framed, signed, published and acknowledged; the other verifies, stores and hands them to a
+handler. Idle: one at a time, 10 ms apart.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import nats
+from nats.aio.msg import Msg
+from rich.console import Console
+from rich.table import Table
+
+from mesh.bus.nats import NatsBus
+from mesh.clock import now_ms
+from mesh.ledger import Ledger
+from mesh.outbox import Outbox
+from mesh.server import Server, ServerKeys
+from mesh.store import MESH_SCHEMA, Store
+from mesh.trust import Trust
+from protocol.acts import Act, new_id
+from protocol.budget import Budget
+from protocol.certificate import Certificate
+from protocol.keys import KeyKind, MeshId, NodeId, Signer
+
+TEXT = 256  # bytes
+IDLE = 300  # messages, 10 ms apart
+IDLE_S = 0.01
+MESH, NODE, CLIENT, SYSTEM = (Signer(bytes([n]) * 32, KeyKind.MESH if n == 1 else KeyKind.NODE) for n in (1, 2, 3, 4))
+KEYS = ServerKeys(MESH.public, NODE.public, CLIENT.public, SYSTEM.public)
+TRUST = Trust([Certificate(MeshId(MESH.public), NodeId(NODE.public), 0, 2**50, ["speak"])])
+END = b"end"
+
+
+def text() -> str:
+    """256 bytes that begin with the time, in nanoseconds of the machine's monotonic clock."""
+    return f"{time.monotonic_ns():020d}".ljust(TEXT, "x")
+
+
+def act(number: int, words: str) -> Act:
+    """One root act."""
+    identity = new_id(now_ms(), number.to_bytes(10, "big"))
+    return Act(identity, "say", "me", [], identity, Budget(9, 9, 9, 2**50), now_ms(), {"text": words})
+
+
+async def connect_raw(url: str) -> nats.NATS:
+    """A client as nats-py makes it, with the buffers that a fair race needs."""
+    return await nats.connect(url, nkeys_seed_str=NODE.seed(), pending_size=64 << 20)
+
+
+async def publish_raw(url: str, number: int, *, idle: bool) -> None:
+    """Publish on core NATS as fast as it goes, or slowly."""
+    client = await connect_raw(url)
+    for place in range(number):
+        await client.publish("raw.core", text().encode())
+        if idle:
+            await asyncio.sleep(IDLE_S)
+        elif place % 500 == 499:
+            await client.flush()
+    await client.publish("raw.core", END)
+    await client.drain()
+
+
+async def publish_jetstream(url: str, number: int, *, idle: bool) -> None:
+    """Publish into a stream, every one acknowledged, a thousand at a time."""
+    client = await connect_raw(url)
+    stream = client.jetstream()
+    for start in range(0, number, 1 if idle else 1000):
+        async with asyncio.TaskGroup() as group:
+            for _ in range(1 if idle else min(1000, number - start)):
+                group.create_task(stream.publish("b.raw", text().encode()))
+        if idle:
+            await asyncio.sleep(IDLE_S)
+    await client.publish("raw.js", END)
+    await client.drain()
+
+
+async def publish_ours(url: str, number: int, *, idle: bool) -> None:
+    """Say acts through the outbox, all waiting at the start, or one at a time."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "node.db")
+        bus = await NatsBus.connect(url, nkey_seed=NODE.seed())
+        outbox = Outbox(bus, store, NODE, MeshId(MESH.public), now_ms)
+        if not idle:
+            with store.transaction():
+                for place in range(number):
+                    outbox.put("bench", act(place, text()))
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(outbox.run({}))
+            for place in range(number if idle else 0):
+                with store.transaction():
+                    outbox.put("bench", act(place, text()))
+                outbox.wake()
+                await asyncio.sleep(IDLE_S)
+            while outbox.waiting():
+                await asyncio.sleep(IDLE_S)
+            task.cancel()
+        await bus.close()
+
+
+class Counter:
+    """Arrivals: how many, when the first and the last, how long each took."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.done = asyncio.Event()
+        self.first = self.last = 0
+        self.delays: list[int] = []
+        self.cpu = 0.0
+
+    def take(self, words: str) -> None:
+        """Count one; its text holds the time it was said."""
+        now = time.monotonic_ns()
+        if not self.delays:
+            self.first, self.cpu = now, cpu()
+        self.delays.append(now - int(words[:20]))
+        if len(self.delays) >= self.number:
+            self.last, self.cpu = now, cpu() - self.cpu
+            self.done.set()
+
+
+def cpu() -> float:
+    """CPU seconds of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+async def receive_raw(url: str, counter: Counter, subject: str) -> Callable[[], Awaitable[None]]:
+    """Count by a callback on core NATS."""
+    client = await connect_raw(url)
+
+    async def take(message: Msg) -> None:
+        if message.data != END:
+            counter.take(message.data.decode())
+
+    await client.subscribe(subject, cb=take, pending_msgs_limit=-1, pending_bytes_limit=-1)
+    await client.flush()
+    return client.close
+
+
+async def measure(kind: str, url: str, number: int, *, idle: bool) -> dict[str, float]:
+    """One race: a publishing process and this one."""
+    counter = Counter(number)
+    program = (sys.executable, __file__, "--publish", kind, "--url", url, "--acts", str(number), *["--idle"] * idle)
+    child = await asyncio.create_subprocess_exec(
+        *program, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    await child.stdout.readline()
+    with tempfile.TemporaryDirectory() as folder:
+        async with asyncio.TaskGroup() as group:
+            tasks: list[asyncio.Task[None]] = []
+            if kind == "ours":
+                store = Store(Path(folder) / "node.db")
+                bus = await NatsBus.connect(url, nkey_seed=NODE.seed())
+                ledger = Ledger(
+                    bus, store, TRUST, now_ms, lambda entries: [counter.take(entry.act.text) for entry in entries] and None
+                )
+                ready = asyncio.Event()
+                name = f"bench-{next(_names)}"
+                store.execute("UPDATE cursor SET seq = ?", (await bus.last_seq(),))
+                tasks.append(group.create_task(ledger.run(name, ready.set, lambda: None)))
+                await ready.wait()
+                close = bus.close
+            else:
+                close = await receive_raw(url, counter, {"core": "raw.core", "jetstream": "b.raw"}[kind])
+            began = time.monotonic_ns()
+            child.stdin.write(b"go\n")
+            await counter.done.wait()
+            for task in tasks:
+                task.cancel()
+        await close()
+    await child.wait()
+    delays = sorted(counter.delays)
+    return {
+        "rate": number / (counter.last - (began if kind == "ours" else counter.first)) * 1e9,
+        "cpu_us": counter.cpu / number * 1e6,
+        "p50_ms": statistics.median(delays) / 1e6,
+        "p99_ms": delays[int(len(delays) * 0.99)] / 1e6,
+    }
+
+
+_names = itertools.count()
+
+
+async def receive(number: int) -> dict[str, dict[str, float]]:
+    """All races against one server."""
+    results: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(Path(folder), KEYS)
+        await server.start()
+        try:
+            await (await NatsBus.connect(server.url, nkey_seed=NODE.seed())).close()  # makes the stream
+            for kind, idle in itertools.product(("core", "jetstream", "ours"), (False, True)):
+                part = min(number, 20_000) if kind == "jetstream" else number
+                results[f"{kind} {'idle' if idle else 'backlog'}"] = await measure(
+                    kind, server.url, IDLE if idle else part, idle=idle
+                )
+        finally:
+            await server.stop()
+    return results
+
+
+def run(loop: str, main: Awaitable[object]) -> object:
+    """Run on the loop of that name."""
+    if loop == "uvloop":
+        import uvloop
+
+        return uvloop.run(main)  # pyright: ignore[reportArgumentType] - a coroutine
+    return asyncio.run(main)  # pyright: ignore[reportArgumentType] - a coroutine
+
+
+def show(results: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Print the table and the two ratios that matter."""
+    table = Table(title=f"{TEXT}-byte texts, two processes and a server on {os.cpu_count()} cores")
+    for column in ("loop", "path", "acts/s", "CPU µs/act (receiver)", "idle p50 ms", "idle p99 ms"):
+        table.add_column(column, justify="left" if column in ("loop", "path") else "right")
+    for loop, rows in results.items():
+        for kind in ("core", "jetstream", "ours"):
+            busy, idle = rows[f"{kind} backlog"], rows[f"{kind} idle"]
+            cells = (f"{busy['rate']:,.0f}", f"{busy['cpu_us']:.1f}", f"{idle['p50_ms']:.2f}", f"{idle['p99_ms']:.2f}")
+            table.add_row(loop, {"core": "raw nats-py", "jetstream": "raw JetStream"}.get(kind, kind), *cells)
+        ratio = rows["ours backlog"]["rate"] / rows["core backlog"]["rate"]
+        more = rows["ours idle"]["p50_ms"] - rows["core idle"]["p50_ms"]
+        table.add_section()
+        table.add_row(loop, "ours against raw", f"{ratio:.2f} x", "", f"{more:+.2f}", "")
+        table.add_section()
+    Console().print(table)
+
+
+def main() -> None:
+    """Run as the receiver, or, started by it, as the publisher."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--acts", type=int, default=100_000)
+    parser.add_argument("--loop", choices=["uvloop", "asyncio", "both"], default="both")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--publish", help=argparse.SUPPRESS)
+    parser.add_argument("--url", help=argparse.SUPPRESS)
+    parser.add_argument("--idle", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    loop = os.environ.get("BENCH_LOOP", "uvloop")
+    if options.publish:
+        publish = {"core": publish_raw, "jetstream": publish_jetstream, "ours": publish_ours}[options.publish]
+        if options.publish != "ours":
+            print("ready", flush=True)
+            sys.stdin.readline()
+        run(loop, publish(options.url, options.acts, idle=options.idle))
+        return
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for name in ("uvloop", "asyncio") if options.loop == "both" else (options.loop,):
+        os.environ["BENCH_LOOP"] = name
+        results[name] = run(name, receive(options.acts))  # pyright: ignore[reportArgumentType] - what receive gives
+    if options.json:
+        print(json.dumps(results))
+    show(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""`mesh em`: the folders ems are made from."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nodes.commands.common import add_home, add_json, home_of, print_json
+
+if TYPE_CHECKING:
+    from nodes.em import Em
+
+MISTAKES = 2  # the exit code of ConfigError, which `check` has collected instead of raising
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    new = actions.add_parser("new", help="make a folder for a new em", description="Make a folder for a new em.")
+    new.add_argument("name", metavar="NAME", help="1 to 32 of a-z, 0-9, _ and -")
+    new.set_defaults(run=_new)
+    text = "which ems there are, and whether the node hosts them now"
+    every = actions.add_parser("list", help=text, description=f"Show {text}.")
+    every.set_defaults(run=_list)
+    text = "what is wrong in em folders; the exit code is 2 for errors, 0 for notes alone"
+    check = actions.add_parser("check", help="what is wrong in em folders", description=f"Show {text}.")
+    check.add_argument("em", nargs="?", metavar="NAME|PATH", help="one em (default: all of the home)")
+    check.set_defaults(run=_check)
+    for action in (new, every, check):
+        add_home(action)
+        add_json(action)
+
+
+def _new(options: argparse.Namespace) -> None:
+    from nodes.commands.layout import lines
+    from nodes.new_em import create_em
+
+    folder = create_em(home_of(options).ems, options.name)
+    if options.json:
+        print_json({"name": options.name, "folder": str(folder)})
+        return
+    lines(
+        [
+            f"{folder} is ready: write chat.txt, and look through config.yaml.",
+            "A running node takes it up by itself, and every change of it.",
+            f"Next:  mesh em check {options.name}",
+        ]
+    )
+
+
+async def _list(options: argparse.Namespace) -> None:
+    from nodes.commands.layout import counted, lines, table
+    from nodes.commands.reach import reach
+    from nodes.em import load_ems
+
+    home = home_of(options)
+    ems, problems = load_ems(home.ems)
+    status = (await reach(home)).status
+    default = home.config().models.default
+    rows = [_row(em, default, status) for em in ems]
+    if options.json:
+        print_json({"ems": rows, "problems": problems})
+        return
+    shown = [
+        [row["name"], row["model"], " ".join(row["basins"]), f"{row['lines']:,}", _HOSTED[row["hosted"]]]
+        for row in rows
+    ]
+    lines(table(["NAME", "MODEL", "BASINS", "LINES", "HOSTED"], shown))
+    if problems:
+        lines([f"{counted(len(problems), 'problem')} in em folders; see: mesh em check"])
+
+
+_HOSTED = {True: "yes", False: "no", None: "- (no node is running)"}
+
+
+def _row(em: "Em", default: str, status: dict[str, Any] | None) -> dict[str, Any]:
+    """An em as scripts see it. `hosted` is None when no node runs."""
+    return {
+        "name": em.name,
+        "model": em.settings.model or default,
+        "basins": list(em.settings.basins),
+        "lines": sum(len(scene.lines) for scene in (*em.voice.chat, *em.voice.memory)),
+        "hosted": None if status is None else em.name in status["ems"],
+    }
+
+
+def _check(options: argparse.Namespace) -> int:
+    from nodes.commands.layout import counted, lines
+    from nodes.em import load_em, load_ems
+    from nodes.errors import ConfigError
+
+    errors: list[str] = []
+    ems: list[Em] = []
+    if options.em is None:
+        ems, errors = load_ems(home_of(options).ems)
+    else:
+        try:
+            ems = [load_em(_folder(options))]
+        except ConfigError as error:
+            errors = error.problems
+    notes = [note for em in ems for note in em.notes]
+    if options.json:
+        print_json({"ems": [em.name for em in ems], "errors": errors, "notes": notes})
+    else:
+        lines([*(f"error: {error}" for error in errors), *(f"note: {note}" for note in notes)])
+        found = (
+            f"{counted(len(errors), 'error')}, {counted(len(notes), 'note')}" if errors or notes else "nothing wrong"
+        )
+        lines([f"{counted(len(ems), 'em')} read: {found}"])
+    return MISTAKES if errors else 0
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    """The folder that is meant: a path when it looks like one, else an em of the home."""
+    path = Path(options.em)
+    if os.sep in options.em or "/" in options.em or options.em in {".", ".."}:
+        return path
+    folder = home_of(options).ems / options.em
+    if folder.is_dir() or not path.is_dir():
+        return folder
+    return path

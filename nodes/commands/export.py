@@ -1,0 +1,35 @@
+"""`mesh export`: a whole home in one file."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from nodes.commands.common import add_home, add_json, home_of, print_json
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = (
+        "Put a whole home into one archive: settings, ems, keys, and everything that was said. It holds secrets. The"
+        " node must not be running, since only then do its parts agree with one another."
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="the archive to write; never overwrites one")
+    add_home(parser)
+    add_json(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from mesh.clock import now_ms
+    from nodes.transfer import export_home
+
+    moved = export_home(home_of(options), options.file, now_ms)
+    if options.json:
+        print_json({"file": str(options.file), "name": moved.name, "files": moved.files, "bytes": moved.size})
+        return
+    sys.stdout.write(
+        f"{options.file} holds the mesh {moved.name}: {moved.files:,} files, {moved.size:,} bytes.\n"
+        "It holds all keys: whoever has this file can speak as you. Keep it where nobody else can read it.\n"
+        "Files that mesh.yaml names outside the home folder are not in it.\n"
+        f"To restore it:  mesh import {options.file} DIR\n"
+    )

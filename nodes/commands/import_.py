@@ -1,0 +1,31 @@
+"""`mesh import`: a home from an archive."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from nodes.commands.common import add_json, print_json
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = "Make a home from an archive that `mesh export` wrote: all of it or nothing."
+    parser.add_argument("file", type=Path, metavar="FILE", help="the archive")
+    parser.add_argument("dir", type=Path, metavar="DIR", help="the new home folder; must not be there yet")
+    add_json(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from mesh.words import plain
+    from nodes.transfer import import_home
+
+    home, moved = import_home(options.file, options.dir)
+    if options.json:
+        print_json({"home": str(home.path), "name": moved.name, "files": moved.files, "bytes": moved.size})
+        return
+    sys.stdout.write(
+        f"{home.path} is ready: the mesh {plain(moved.name)}, {moved.files:,} files.\n"
+        "Run it in one place only: two nodes with the same key would contradict each other.\n"
+        f"Next:  mesh up --home {options.dir}\n"
+    )

@@ -1,0 +1,34 @@
+"""How commands lay out what they found: columns and times. Words of others pass `mesh.words.plain` first."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from mesh.words import plain
+
+GAP = "  "
+
+
+def lines(texts: Iterable[str]) -> None:
+    """Write lines to standard output."""
+    sys.stdout.write("".join(f"{text}\n" for text in texts))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Columns as wide as their widest cell; every cell is made safe to show."""
+    cells = [list(head), *([plain(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def when(at_ms: int | None) -> str:
+    """A time (Unix milliseconds) as this machine's clock shows it; a dash for none, or for one that cannot be."""
+    try:
+        return "-" if at_ms is None else f"{datetime.fromtimestamp(at_ms / 1000, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        return "-"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 note`, `3 notes`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

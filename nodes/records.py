@@ -1,0 +1,106 @@
+"""What a node has kept, read from its database: also while no node runs."""
+
+import string
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+from mesh.ledger import Entry, decode_act
+from mesh.store import Store
+from nodes.config import MeshConfig
+from nodes.em import Em
+from nodes.errors import NodeError
+from nodes.home import Home
+from protocol.acts import ID_BYTES
+
+MIN_DIGITS: Final = 6  # of an id that is not written out; fewer are a slip, not a name
+LAST: Final = "last"
+GONE: Final = "(taken back)"
+
+_HEX: Final = frozenset(string.hexdigits)
+_LOOKUP: Final = (  # turns too: a reply that was never said has an id as well
+    "SELECT id FROM acts WHERE id BETWEEN ? AND ? UNION SELECT id FROM turns WHERE id BETWEEN ? AND ? LIMIT 2"
+)
+
+
+class Talk(NamedTuple):
+    """How much was said in a basin. `last_ms`: when last, by its author's clock (Unix milliseconds)."""
+
+    acts: int
+    last_ms: int
+
+
+@contextmanager
+def records(home: Home) -> Generator[Store | None]:
+    """The node's database, to read; None when no node has run here yet. Raises StoreFailed."""
+    if not home.database.exists():
+        yield None
+        return
+    store = Store(home.database, read_only=True)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def numbers(store: Store | None) -> dict[str, int]:
+    """Acts kept, acts waiting in the outbox, frames missing and things refused."""
+    if store is None:
+        return {"acts": 0, "waiting": 0, "missing": 0, "refused": 0}
+    return {
+        "acts": store.one("SELECT count(*) FROM acts")[0],
+        "waiting": store.one("SELECT count(*) FROM outbox")[0],
+        "missing": store.one("SELECT count(*) FROM gaps")[0],
+        "refused": store.one("SELECT coalesce(sum(times), 0) FROM refusals")[0],
+    }
+
+
+def talks(store: Store | None) -> dict[str, Talk]:
+    """How much was said, by basin."""
+    if store is None:
+        return {}
+    rows = store.rows("SELECT basin, count(*), max(n) FROM acts GROUP BY basin")
+    newest = {basin: store.one("SELECT act FROM acts WHERE n = ?", (n,))[0] for basin, _, n in rows}
+    return {basin: Talk(count, decode_act(newest[basin]).at_ms) for basin, count, _ in rows}
+
+
+def listeners(config: MeshConfig, ems: Iterable[Em], basin: str) -> list[str]:
+    """The ems that listen in a basin, by name, where its settings let them."""
+    allowed = config.basin(basin).listeners
+    return sorted(em.name for em in ems if basin in em.settings.basins and (allowed is None or em.name in allowed))
+
+
+def texts(entries: Sequence[Entry]) -> Mapping[bytes, str | None]:
+    """What these acts say now, by id: edits made, and None for what was taken back, each by its own author alone."""
+    said: dict[bytes, str | None] = {entry.act.id: entry.act.text for entry in entries}
+    authors = {entry.act.id: (entry.mesh, entry.act.author) for entry in entries}
+    for entry in entries:
+        if entry.act.kind in {"edit", "redact"} and entry.act.refs:
+            target = entry.act.refs[0]
+            if authors.get(target) == (entry.mesh, entry.act.author):
+                said[target] = entry.act.text if entry.act.kind == "edit" else None
+    return said
+
+
+def lookup(store: Store | None, text: str) -> bytes:
+    """The id that somebody means: in hex, its first digits, or `last`. Raises NodeError when it names none, or many."""
+    if text.lower() == LAST:
+        newest = None if store is None else store.one("SELECT id FROM acts ORDER BY n DESC LIMIT 1")
+        if newest is None:
+            raise NodeError("nothing was said here yet")
+        return newest[0]
+    digits = text.lower()
+    if not MIN_DIGITS <= len(digits) <= 2 * ID_BYTES or not _HEX.issuperset(digits):
+        raise NodeError(
+            f"{text[:40]!a} is no id of an act: give its {2 * ID_BYTES} hex digits, the first {MIN_DIGITS} "
+            f"or more, or {LAST}"
+        )
+    first, last = (bytes.fromhex(digits.ljust(2 * ID_BYTES, fill)) for fill in "0f")
+    found: list[tuple[bytes]] = []
+    if store is not None:
+        found = store.rows(_LOOKUP, (first, last, first, last))
+    if not found:
+        raise NodeError(f"no act {digits} is known here; mesh basin show BASIN lists those that are")
+    if len(found) > 1:
+        raise NodeError(f"more than one act has an id that begins with {digits}; give more digits of it")
+    return found[0][0]
