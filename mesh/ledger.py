@@ -1,31 +1,37 @@
 """The ledger: everything that was said, verified once, in order, each act once.
 
 One durable consumer reads the stream for the whole node. A batch is verified, and then, in one transaction with
-whatever the handler records, its acts are kept and the cursor moves; only then is the batch acknowledged. A crash at
+whatever the handler records, its frames are kept and the cursor moves; only then is the batch acknowledged. A crash at
 any point repeats the batch, and ids make the repetition invisible.
+
+Frames also arrive directly, before the server has them on its disk: that is faster, and as safe, since a frame is kept
+by its author until the stream has it. The stream stays the source of truth: it alone moves the cursor.
+
+Frames are kept as they were signed, so that everything can be proved later; an index leads from acts to their place.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 import structlog
 
-from mesh.bus.base import Bus, Stored
+from mesh.bus.base import Bus, Message, Stored
 from mesh.clock import Clock
 from mesh.store import Store
 from mesh.trust import Trust
-from protocol.acts import Act, ActId
+from protocol.acts import Act
 from protocol.address import Subject, parse_subject
 from protocol.budget import Budget, check_child
 from protocol.errors import BudgetRaised, ProtocolError
-from protocol.frame import Frame, decode_frame
+from protocol.frame import HEADER_BYTES, MAX_ACTS, Frame, decode_frame, reread_frame
 from protocol.keys import MeshId, NodeId
 
 SLICE: Final = 32  # frames a transaction: at most 2,048 acts, about 15 ms, so that the loop stays responsive
 MAX_GAP: Final = 10_000  # missing sequences that are noted singly; a larger leap notes the newest of them
 BUDGETS: Final = 16_384  # recent acts whose budgets are kept in memory for checking what answers them
+RECENT: Final = 8_192  # frames that arrived directly and are expected from the stream as well
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +62,8 @@ class Ledger:
             (origin, basin): sequence
             for origin, basin, sequence in store.rows("SELECT origin, basin, sequence FROM marks")
         }
-        self._budgets: OrderedDict[bytes, Budget] = OrderedDict()
+        self._budgets: dict[bytes, Budget] = {}
+        self._early: OrderedDict[bytes, None] = OrderedDict()
 
     @property
     def cursor(self) -> int:
@@ -69,20 +76,21 @@ class Ledger:
         return {basin: mark for (one, basin), mark in self._marks.items() if one == origin}
 
     async def run(self, name: str, caught_up: Callable[[], None], after: Callable[[], None]) -> None:
-        """Read for ever. `caught_up` is called once, when all that was stored at the start is kept; `after` after
-        every commit.
-        """  # noqa: D205 - one thought, two lines
+        """Read for ever.
+
+        `caught_up` is called once, when all that was stored at the start is kept; `after` after every commit.
+        """
         newest = await self._bus.last_seq()
         cursor = self.cursor
         if cursor > newest:
             log.warning("the stream is older than this node's memory; reading it from its beginning", cursor=cursor)
             cursor = 0
         consumer = await self._bus.consume(name, cursor)
+        direct = None
         try:
-            waiting = True
             while True:
-                if waiting and cursor >= newest:
-                    waiting = False
+                if direct is None and cursor >= newest:
+                    direct = await self._bus.subscribe("b.>", self._listener(after))
                     caught_up()
                 batch = [stored for stored in await consumer.batch() if stored.seq > cursor]
                 for start in range(0, len(batch), SLICE):
@@ -92,56 +100,90 @@ class Ledger:
                     after()
                     await consumer.ack(cursor)
         finally:
+            if direct is not None:
+                await direct.close()
             await consumer.close()
+
+    def _listener(self, after: Callable[[], None]) -> Callable[[Message], Awaitable[None]]:
+        async def take(message: Message) -> None:
+            checked = self._check(message.subject, message.data)
+            if checked is None or _seal(message.data) in self._early:
+                return
+            with self._store.transaction():
+                self._keep([(*checked, message.data)])
+            self._early[_seal(message.data)] = None
+            if len(self._early) > RECENT:
+                self._early.popitem(last=False)
+            after()
+
+        return take
 
     def keep(self, batch: Sequence[Stored]) -> None:
         """Verify and store one batch, and move the cursor behind it. What is refused is counted, never stored."""
-        frames = [(stored, *checked) for stored in batch if (checked := self._check(stored)) is not None]
+        checked = [
+            (*found, stored.data)
+            for stored in batch
+            if _seal(stored.data) not in self._early and (found := self._check(stored.subject, stored.data))
+        ]
         with self._store.transaction():
-            entries = [entry for _, subject, frame in frames for entry in self._insert(subject, frame)]
-            if entries:
-                self._handler(entries)
+            self._keep(checked)
             self._store.execute("UPDATE cursor SET seq = ?", (batch[-1].seq,))
 
-    def _check(self, stored: Stored) -> tuple[Subject, Frame] | None:
+    def _keep(self, frames: Iterable[tuple[Subject, Frame, bytes]]) -> None:
+        entries = [entry for subject, frame, data in frames for entry in self._insert(subject, frame, data)]
+        if entries:
+            self._handler(entries)
+
+    def _check(self, where: str, data: bytes) -> tuple[Subject, Frame] | None:
         mesh = "unknown"
         try:
-            subject = parse_subject(stored.subject)
+            subject = parse_subject(where)
             mesh = subject.mesh
-            frame = decode_frame(stored.data)
+            frame = decode_frame(data)
             self._trust.check(subject, frame, self._clock())
         except ProtocolError as error:
             self._refuse(mesh, error)
             return None
         return subject, frame
 
-    def _insert(self, subject: Subject, frame: Frame) -> list[Entry]:
+    def _insert(self, subject: Subject, frame: Frame, data: bytes) -> list[Entry]:
         origin = self._origin(subject)
         self._note(origin, frame)
-        entries: list[Entry] = []
-        for act in frame.acts:
+        n = self._store.insert(_INSERT_FRAME, (frame.basin, origin, data)) or 0
+        places = self._places(subject, frame, n * MAX_ACTS)
+        left_out = [position for position in range(len(frame.acts)) if n * MAX_ACTS + position not in places]
+        if left_out:
+            mask = sum(1 << position for position in left_out)
+            self._store.execute("UPDATE frames SET left_out = ? WHERE n = ?", (_signed(mask), n))
+        return [Entry(place, frame.basin, subject.mesh, frame.node, act) for place, act in places.items()]
+
+    def _places(self, subject: Subject, frame: Frame, first: int) -> dict[int, Act]:
+        """Index the acts of a frame; gives those that are new and lawful, by place."""
+        places = {first + position: act for position, act in enumerate(frame.acts) if self._lawful(subject, act)}
+        rows = [(act.id, place) for place, act in places.items()]
+        if self._store.many(_INSERT_ACT, rows) == len(rows):
+            return places
+        held = {place for _, place in rows if self._store.one("SELECT 1 FROM acts WHERE place = ?", (place,))}
+        return {place: act for place, act in places.items() if place in held}
+
+    def _lawful(self, subject: Subject, act: Act) -> bool:
+        """Whether an act leaves its chain no more than its parent did."""
+        if not act.is_root and (parent := self._budget(act.refs[0])) is not None:
             try:
-                self._check_budget(act)
+                check_child(parent, act.budget)
             except BudgetRaised as error:
                 self._refuse(subject.mesh, error)
-                continue
-            n = self._store.insert(_INSERT, (act.id, frame.basin, origin, _encode(act)))
-            if n is not None:
-                entries.append(Entry(n, frame.basin, subject.mesh, frame.node, act))
-        return entries
-
-    def _check_budget(self, act: Act) -> None:
-        if not act.is_root and (parent := self._budget(act.refs[0])) is not None:
-            check_child(parent, act.budget)
+                return False
+        if len(self._budgets) >= BUDGETS:
+            self._budgets.clear()  # the store has them all
         self._budgets[act.id] = act.budget
-        if len(self._budgets) > BUDGETS:
-            self._budgets.popitem(last=False)
+        return True
 
     def _budget(self, identity: bytes) -> Budget | None:
-        known = self._budgets.get(identity)
-        if known is None and (row := self._store.one("SELECT act FROM acts WHERE id = ?", (identity,))):
-            return decode_act(row[0]).budget
-        return known
+        if known := self._budgets.get(identity):
+            return known
+        entry = find(self._store, identity)
+        return entry.act.budget if entry else None
 
     def _origin(self, subject: Subject) -> int:
         key = (subject.mesh, subject.node)
@@ -179,34 +221,65 @@ class Ledger:
 
 def recent(store: Store, basin: str, limit: int, before: int | None = None) -> list[Entry]:
     """The newest `limit` acts of a basin, oldest first; only those with n < `before` where that is given."""
-    rows = store.rows(
-        "SELECT n, basin, mesh, node, act FROM acts JOIN origins USING (origin)"
-        " WHERE basin = ? AND n < ? ORDER BY n DESC LIMIT ?",
-        (basin, before or 2**62, limit),
-    )
-    return [_entry(row) for row in reversed(rows)]
+    found: list[Entry] = []
+    frame_n = 2**62 if before is None else before // MAX_ACTS + 1
+    while len(found) < limit:
+        rows = store.rows(f"{_FRAMES} WHERE basin = ? AND n < ? ORDER BY n DESC LIMIT ?", (basin, frame_n, limit))
+        if not rows:
+            break
+        for row in rows:
+            entries = [entry for entry in _entries(row) if before is None or entry.n < before]
+            found.extend(reversed(entries))
+        frame_n = rows[-1][0]
+    return found[:limit][::-1]
 
 
-def find(store: Store, identity: ActId | bytes) -> Entry | None:
+def find(store: Store, identity: bytes) -> Entry | None:
     """The act with this id, if it is kept."""
-    row = store.one("SELECT n, basin, mesh, node, act FROM acts JOIN origins USING (origin) WHERE id = ?", (identity,))
-    return None if row is None else _entry(row)
+    row = store.one("SELECT place FROM acts WHERE id = ?", (identity,))
+    if row is None:
+        return None
+    frame = store.one(f"{_FRAMES} WHERE n = ?", (row[0] // MAX_ACTS,))
+    return next((entry for entry in _entries(frame) if entry.n == row[0]), None)
+
+
+def count(store: Store) -> int:
+    """How many acts are kept."""
+    return store.one("SELECT count(*) FROM acts")[0]
 
 
 def decode_act(data: bytes) -> Act:
-    """An act as the store holds it: already verified when it came."""
+    """An act that waits in the outbox."""
     return _decode(data)
 
 
 def encode_act(act: Act) -> bytes:
-    """An act for the store."""
+    """An act for the outbox."""
     return _encode(act)
 
 
-def _entry(row: tuple[int, str, str, str, bytes]) -> Entry:
-    return Entry(row[0], row[1], MeshId(row[2]), NodeId(row[3]), _decode(row[4]))
+def _entries(row: tuple[int, str, str, int, bytes]) -> list[Entry]:
+    n, mesh, node, left_out, data = row
+    frame = reread_frame(data)
+    return [
+        Entry(n * MAX_ACTS + position, frame.basin, MeshId(mesh), NodeId(node), act)
+        for position, act in enumerate(frame.acts)
+        if not left_out >> position & 1
+    ]
 
 
-_INSERT: Final = "INSERT OR IGNORE INTO acts (id, basin, origin, act) VALUES (?, ?, ?, ?)"
+def _seal(data: bytes) -> bytes:
+    """What no two frames of honest nodes share: key and signature. Cheaper than hashing all of it once more."""
+    return data[:HEADER_BYTES]
+
+
+def _signed(mask: int) -> int:
+    """A mask of 64 bits as SQLite's signed integer."""
+    return mask - (1 << MAX_ACTS) if mask >> (MAX_ACTS - 1) else mask
+
+
+_FRAMES: Final = "SELECT n, mesh, node, left_out, frame FROM frames JOIN origins USING (origin)"
+_INSERT_FRAME: Final = "INSERT INTO frames (basin, origin, left_out, frame) VALUES (?, ?, 0, ?)"
+_INSERT_ACT: Final = "INSERT OR IGNORE INTO acts (id, place) VALUES (?, ?)"
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Act).decode

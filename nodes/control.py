@@ -12,7 +12,7 @@ import structlog
 
 from mesh.bus.base import Message
 from mesh.errors import MeshError
-from mesh.ledger import Entry, recent
+from mesh.ledger import Entry, count, recent
 from nodes.errors import NodeError
 from nodes.node import Node
 from protocol.acts import Act, ActId
@@ -131,9 +131,11 @@ class Control:
             "node": node.identity.signer.public,
             "started_ms": self._started_ms,
             "ems": sorted(node.runtime.ems),
+            "default_model": node.ground.models.default,
+            "models": {em.name: em.settings.model or node.ground.models.default for em in node.runtime.ems.values()},
             "speaking": node.runtime.speaking(),
             "basins": sorted(node.runtime.rooms),
-            "acts": store.one("SELECT count(*) FROM acts")[0],
+            "acts": count(store),
             "waiting": node.outbox.waiting(),
             "missing": store.one("SELECT count(*) FROM gaps")[0],
             "refused": store.one("SELECT coalesce(sum(times), 0) FROM refusals")[0],

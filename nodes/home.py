@@ -123,11 +123,18 @@ class Home:
             raise HomeError("this is the key of another mesh")
         node = self.certify(signer, now_ms)
         if revoke_old:
-            path = self.keys / "mesh.revocation"
-            held = read_revocation(path.read_bytes()) if path.exists() else Revocation(MeshId(signer.public), 0, [])
+            held = self.revocation()
             after = Revocation(held.mesh, held.serial + 1, [*held.nodes, NodeId(old.public)])
-            _write(path, revoke(signer, after))
+            _write(self.keys / "mesh.revocation", revoke(signer, after))
         return node
+
+    def revocation(self) -> Revocation:
+        """The nodes that this mesh has revoked. Raises HomeError."""
+        path = self.keys / "mesh.revocation"
+        try:
+            return read_revocation(path.read_bytes()) if path.exists() else Revocation(self.mesh_id(), 0, [])
+        except (OSError, ProtocolError) as error:
+            raise HomeError(f"{path} cannot be read: {error}; restore it from a backup") from None
 
     def running(self) -> Running | None:
         """Where the node of this home said it is; it may have died since."""

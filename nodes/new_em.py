@@ -23,9 +23,7 @@ def create_em(ems: Path, name: str) -> Path:
     Raises NodeError when the name is none for an em, or taken, or the folder cannot be written.
     """
     if not EM_NAME.fullmatch(name):
-        raise NodeError(
-            f"{name[:80]!a} is no name for an em; use 1 to 32 of a-z, 0-9, _ and -, beginning with a-z, 0-9"
-        )
+        raise NodeError(f"{name[:80]!a} is no name for an em; use 1 to 32 of a-z, 0-9, _ and -, no sign first")
     folder, part = ems / name, ems / f".{name}.part"  # a running node takes no notice of hidden folders
     if folder.exists() or folder.is_symlink():
         raise NodeError(f"{folder} is there already; nothing was changed")

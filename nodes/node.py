@@ -77,7 +77,8 @@ class Node:
         async with asyncio.TaskGroup() as group:
 
             def caught_up() -> None:
-                group.create_task(self.outbox.run(self._sequences()), name="outbox")
+                self.outbox.resume(self._sequences())
+                group.create_task(self.outbox.run(), name="outbox")
                 group.create_task(self.runtime.run(), name="runtime")
                 group.create_task(self._send_partials(), name="partials")
                 group.create_task(self._watch(), name="watch")

@@ -5,13 +5,14 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
-from mesh.ledger import Entry, decode_act
+from mesh.ledger import Entry, count, recent
 from mesh.store import Store
 from nodes.config import MeshConfig
 from nodes.em import Em
 from nodes.errors import NodeError
 from nodes.home import Home
 from protocol.acts import ID_BYTES
+from protocol.frame import MAX_ACTS
 
 MIN_DIGITS: Final = 6  # of an id that is not written out; fewer are a slip, not a name
 LAST: Final = "last"
@@ -48,7 +49,7 @@ def numbers(store: Store | None) -> dict[str, int]:
     if store is None:
         return {"acts": 0, "waiting": 0, "missing": 0, "refused": 0}
     return {
-        "acts": store.one("SELECT count(*) FROM acts")[0],
+        "acts": count(store),
         "waiting": store.one("SELECT count(*) FROM outbox")[0],
         "missing": store.one("SELECT count(*) FROM gaps")[0],
         "refused": store.one("SELECT coalesce(sum(times), 0) FROM refusals")[0],
@@ -59,9 +60,9 @@ def talks(store: Store | None) -> dict[str, Talk]:
     """How much was said, by basin."""
     if store is None:
         return {}
-    rows = store.rows("SELECT basin, count(*), max(n) FROM acts GROUP BY basin")
-    newest = {basin: store.one("SELECT act FROM acts WHERE n = ?", (n,))[0] for basin, _, n in rows}
-    return {basin: Talk(count, decode_act(newest[basin]).at_ms) for basin, count, _ in rows}
+    sql = "SELECT basin, count(*) FROM acts JOIN frames ON frames.n = acts.place / ? GROUP BY basin"
+    kept = dict[str, int](store.rows(sql, (MAX_ACTS,)))
+    return {basin: Talk(acts, recent(store, basin, 1)[-1].act.at_ms) for basin, acts in kept.items()}
 
 
 def listeners(config: MeshConfig, ems: Iterable[Em], basin: str) -> list[str]:
@@ -85,10 +86,11 @@ def texts(entries: Sequence[Entry]) -> Mapping[bytes, str | None]:
 def lookup(store: Store | None, text: str) -> bytes:
     """The id that somebody means: in hex, its first digits, or `last`. Raises NodeError when it names none, or many."""
     if text.lower() == LAST:
-        newest = None if store is None else store.one("SELECT id FROM acts ORDER BY n DESC LIMIT 1")
-        if newest is None:
+        basin = None if store is None else store.one("SELECT basin FROM frames ORDER BY n DESC LIMIT 1")
+        newest = recent(store, basin[0], 1) if store and basin else []
+        if not newest:
             raise NodeError("nothing was said here yet")
-        return newest[0]
+        return newest[0].act.id
     digits = text.lower()
     if not MIN_DIGITS <= len(digits) <= 2 * ID_BYTES or not _HEX.issuperset(digits):
         raise NodeError(

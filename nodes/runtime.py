@@ -72,7 +72,6 @@ class Runtime:
 
     def hear(self, entries: Sequence[Entry]) -> None:
         """Take in new acts and decide who answers. Called within the ledger's transaction."""
-        self._parts.outbox.done([entry.act for entry in entries if entry.mesh == self._parts.mesh])
         for entry in entries:
             self.chains.hear(entry)
             if entry.act.kind == "cancel" and entry.act.is_root:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # rich takes 30 ms to import, and help does without it
     from rich.console import Console
     from rich.text import Text
 
-INDENT: Final = 10  # columns before the words: room for most names; every further line begins with so many blanks
+INDENT: Final = 10  # columns for a name, and as many for a basin's; further lines begin with blanks instead
 MIN_ROOM: Final = 16  # columns that words get on the narrowest terminal
 MAX_AUTHOR: Final = 40  # columns of a name; an address from elsewhere may have 255
 MAX_LINES: Final = 100  # lines of one act that are shown: a page or two, not a flood
@@ -31,7 +31,7 @@ PALETTE: Final = (160, 166, 130, 100, 28, 30, 32, 62, 99, 134, 163, 161)
 _SEQUENCES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x00-\x1f\x7f-\x9f]*(?:\x07|\x1b\\|\x9c)"
-    r"|\x1b[ -/]*[0-~]"
+    r"|\x1b[!-/]*[0-~]"
 )
 # Letters and marks by the book that show nothing: what a word looks like should be what it is.
 _BLANK: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
@@ -104,16 +104,16 @@ def lay_out(said: Said, width: int | None) -> "Text":
     """An act as styled lines without a newline at the end. `width` in columns; None: lines are as long as they are."""
     from rich.text import Text
 
-    head = _head(said)
-    room = None if width is None else max(width - 1 - INDENT, MIN_ROOM)
-    lines = list(_wrapped(clean(said.text), None if room is None else room + INDENT - head.cell_len, room))
+    head, indent = _head(said)
+    room = None if width is None else max(width - 1 - indent, MIN_ROOM)
+    lines = list(_wrapped(clean(said.text.rstrip()), None if room is None else room + indent - head.cell_len, room))
     if len(lines) > MAX_LINES:
         lines = [*lines[:MAX_LINES], f"… and {len(lines) - MAX_LINES} more lines"]
-    blanks = "\n" + " " * INDENT
+    blanks = "\n" + " " * indent
     shown = Text.assemble(head, Text(blanks.join(lines)))
     if said.left is not None:
         left = _left(*said.left)
-        used = (0 if len(lines) > 1 else head.cell_len - INDENT) + Text(lines[-1]).cell_len
+        used = (0 if len(lines) > 1 else head.cell_len - indent) + Text(lines[-1]).cell_len
         fits = room is None or used + len(left) + 2 <= room
         shown.append("  " if fits else blanks)
         shown.append(left, "dim")
@@ -144,11 +144,12 @@ class Screen:
         return styled(lay_out(said, self.width), self._colours) + "\n"
 
     def writing(self, author: str, text: str) -> str:
-        """The newest words of an act that is not finished; at most some LIVE_LINES lines."""
-        shown = " ".join(clean(text))
-        tail = LIVE_LINES * max((self.width or 80) - INDENT - 1, MIN_ROOM) - 2 * MIN_ROOM
-        shown = "…" + shown[-tail:] if len(shown) > tail else shown
-        return self.act(Said(author, f"{shown} …".strip()))
+        """The newest words of an act that is not finished: about LIVE_LINES lines; ends with a newline."""
+        room = max((self.width or 80) - 1 - INDENT, MIN_ROOM)
+        shown = " ".join(clean(text[-LIVE_LINES * room :]))
+        lines = wrap(f"{shown} …", room, room)
+        cut = len(text) > LIVE_LINES * room or len(lines) > LIVE_LINES
+        return self.act(Said(author, ("… " if cut else "") + "\n".join(lines[-LIVE_LINES + cut :])))
 
     def note(self, text: str) -> str:
         """A line of the command's own, dim, so that nobody takes it for somebody's words; ends with a newline."""
@@ -213,20 +214,21 @@ def _printable(line: str) -> str:
     return "".join(kept)
 
 
-def _head(said: Said) -> "Text":
-    """What stands before the words: basin, author, kind, up to the column where words begin."""
+def _head(said: Said) -> "tuple[Text, int]":
+    """What stands before the words: basin, author, kind; and the column where further lines begin."""
     from rich.text import Text
 
     author = Text("".join(clean(said.author)) or "?", f"bold color({colour_of(said.author)})")
     author.truncate(MAX_AUTHOR, overflow="ellipsis")
-    head = Text()
+    head, indent = Text(), INDENT
     if said.basin is not None:
-        head.append(f"{''.join(clean(said.basin))} ", "dim")
+        head.append(f"{''.join(clean(said.basin)):{INDENT - 1}} ", "dim")
+        indent += INDENT
     head.append_text(author)
     if said.kind != "say":
         head.append(f" ({''.join(clean(said.kind))})", "dim")
-    head.append(" " * max(INDENT - head.cell_len, 1))
-    return head
+    head.append(" " * max(indent - head.cell_len, 1))
+    return head, indent
 
 
 def _wrapped(lines: Iterable[str], first: int | None, rest: int | None) -> Iterable[str]:

@@ -25,6 +25,7 @@ _LEFT_OUT: Final = frozenset(
     {"data/node.json", "data/lock.db", "data/nats/nats-server.conf", "data/nats/nats-server.err"}
 )
 _LEFT_OUT_FOLDERS: Final = frozenset({"data/nats/run"})
+_SQLITE: Final = b"SQLite format 3\0"
 _LEFT_OUT_ENDS: Final = ("-wal", "-shm", "-journal", ".part")
 
 
@@ -97,7 +98,7 @@ def _write(home: Home, file: BinaryIO, beside: Path, now_ms: int) -> int:
         copy = Path(scratch) / "copy.db"
         for path, name in _files(home.path):
             source = path
-            if name.startswith("data/") and name.endswith(".db"):
+            if name.startswith("data/") and _is_sqlite(path):  # by its content: the stream has files named .db as well
                 copy.unlink(missing_ok=True)
                 copy_database(path, copy)
                 source = copy
@@ -136,6 +137,11 @@ def _refuse(error: OSError) -> None:
 def _no_file(path: Path) -> NodeError:
     text = f"{path} is a link, pipe or device, which an archive cannot hold; put a copy in its place, or move it away"
     return NodeError(text.encode("utf-8", "replace").decode())
+
+
+def _is_sqlite(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE)) == _SQLITE
 
 
 def _restore(reader: Reader, part: Path) -> int:

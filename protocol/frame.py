@@ -11,6 +11,7 @@ Decoding is total: any bytes give a frame or BadFrame or BadAct. Nothing is ever
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Final, NewType
 
 import msgspec
@@ -29,7 +30,7 @@ FLUSH_BYTES: Final = 65_536  # a frame that waits for more acts is sent when it 
 MAX_FRAME: Final = 524_288  # bytes; one act with the longest text in the widest script still fits
 EPHEMERAL: Final = 0  # the sequence of frames that are never stored
 _DOMAIN: Final = b"ampmesh/frame/1\0"
-_HEADER: Final = 1 + KEY_BYTES + SIGNATURE_BYTES
+HEADER_BYTES: Final = 1 + KEY_BYTES + SIGNATURE_BYTES  # version, key, signature
 
 
 class _Body(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -41,9 +42,8 @@ class _Body(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A verified frame. `sequence` counts up from 1 per (node, basin); `id` is `b2:` and 64 hex digits of the bytes."""
+    """A verified frame. `sequence` counts up from 1 per (node, basin)."""
 
-    id: FrameId
     node: NodeId
     sequence: int
     sent_at_ms: int
@@ -60,31 +60,46 @@ def encode_frame(signer: Signer, sequence: int, sent_at_ms: int, basin: str, act
     if not 1 <= len(acts) <= MAX_ACTS:
         raise ValueError(f"a frame holds 1 to {MAX_ACTS} acts, not {len(acts)}")
     body = _encoder.encode((sequence, sent_at_ms, check_name(basin), acts))
-    if len(body) + _HEADER > MAX_FRAME:
+    if len(body) + HEADER_BYTES > MAX_FRAME:
         raise ValueError(f"the frame would have more than {MAX_FRAME} bytes")
     return b"".join((bytes((VERSION,)), signer.raw, signer.sign(_DOMAIN + body), body))
 
 
 def decode_frame(data: bytes) -> Frame:
     """Check and read a frame. Raises BadFrame, or BadAct when a signed act breaks its schema."""
-    if len(data) <= _HEADER:
+    if len(data) <= HEADER_BYTES:
         raise BadFrame(FrameFault.SHORT)
     if len(data) > MAX_FRAME:
         raise BadFrame(FrameFault.LONG)
     if data[0] != VERSION:
         raise BadFrame(FrameFault.VERSION, f"version {data[0]}, this node speaks {VERSION}")
-    key, signature, body = data[1 : 1 + KEY_BYTES], data[1 + KEY_BYTES : _HEADER], data[_HEADER:]
+    key, signature, body = data[1 : 1 + KEY_BYTES], data[1 + KEY_BYTES : HEADER_BYTES], data[HEADER_BYTES:]
     if not verify(key, _DOMAIN + body, signature):
         raise BadFrame(FrameFault.SIGNATURE)
+    frame = _read(data)
+    for act in frame.acts:
+        check_act(act)
+    return frame
+
+
+def reread_frame(data: bytes) -> Frame:
+    """Read a frame that was checked when it was stored; the same errors where the store has been damaged since."""
+    return _read(data)
+
+
+def _read(data: bytes) -> Frame:
     try:
-        fields = _decoder.decode(body)
+        fields = _decoder.decode(memoryview(data)[HEADER_BYTES:])
         check_name(fields.basin)
     except (msgspec.MsgspecError, BadAddress, RecursionError, UnicodeDecodeError, ValueError) as error:
         raise BadFrame(FrameFault.BODY, str(error)) from None
-    for act in fields.acts:
-        check_act(act)
-    node = NodeId(encode_public(key, KeyKind.NODE))
-    return Frame(frame_id(data), node, fields.sequence, fields.sent_at_ms, fields.basin, fields.acts)
+    node = _node_id(data[1 : 1 + KEY_BYTES])
+    return Frame(node, fields.sequence, fields.sent_at_ms, fields.basin, fields.acts)
+
+
+@lru_cache(maxsize=1024)
+def _node_id(raw: bytes) -> NodeId:
+    return NodeId(encode_public(raw, KeyKind.NODE))
 
 
 def frame_id(data: bytes) -> FrameId:

@@ -41,7 +41,7 @@ class Subscription(Protocol):
 
 
 class Consumer(Protocol):
-    """A durable reader of the stream. One task reads it."""
+    """A durable reader of the stream. One task reads it, and nobody else reads one of the same name meanwhile."""
 
     async def batch(self) -> Sequence[Stored]:
         """Wait until at least one message is there; give all that are, in stream order, at most `MAX_BATCH`.
@@ -91,9 +91,8 @@ class Bus(Protocol):
     async def consume(self, name: str, after: int) -> Consumer:
         """Open the durable consumer `name` over the whole stream, made at first use to begin behind sequence `after`.
 
-        What it gave earlier and was never acked is given again, at once. The server may forget a consumer when it
-        restarts while nobody reads: pass your own cursor as `after`, and nothing is read from the beginning again. When the stream ends before `after`, it is not
-        the stream that the caller knew, and reading begins at its beginning.
+        What it gave earlier and was never acked is given again, at once. When the stream ends before `after`, it is
+        not the one that the caller knew, and reading begins at its start.
         """
         ...
 

@@ -138,7 +138,7 @@ class JetStream:
 
     async def last_seq(self) -> int:
         """The newest sequence; 0 when the stream is empty."""
-        return int((await self._must(f"STREAM.INFO.{self.name}"))["state"]["last_seq"])
+        return (await self.life())[1]
 
     async def last(self, subject: str) -> Stored | None:
         """The newest message on exactly this subject."""
@@ -167,21 +167,27 @@ class JetStream:
             first = messages[-1].seq + 1
         return found
 
+    async def life(self) -> tuple[str, int]:
+        """When the stream was made, which tells it from another of the same name, and its newest sequence."""
+        info = await self.call(f"STREAM.INFO.{self.name}")
+        if info.get("error", {}).get("err_code") == STREAM_NOT_FOUND:
+            if not self._manage:
+                raise BusUnavailable(f"The stream {self.name} does not exist (yet); whoever runs the server makes it.")
+            await self.ensure()
+            info = await self._must(f"STREAM.INFO.{self.name}")
+        if "error" in info:
+            raise refusal(info["error"])
+        return str(info["created"]), int(info["state"]["last_seq"])
+
     async def rewind(self, consumer: str, acked: int, after: int) -> int:
         """Set the durable consumer behind what was acknowledged, or make it; returns the sequence it begins behind.
 
-        That is `acked` or more when the stream is the one we knew, and less when it is a new one. `after` counts only
-        when the consumer is new and nothing was acknowledged through it yet.
+        `acked` is what this process has acknowledged, 0 for nothing; `after` counts only when the consumer is new.
         """
         info = await self.call(f"CONSUMER.INFO.{self.name}.{consumer}")
-        code = info.get("error", {}).get("err_code")
-        if code == STREAM_NOT_FOUND and self._manage:
-            await self.ensure()
-        elif code == STREAM_NOT_FOUND:
-            raise BusUnavailable(f"The stream {self.name} does not exist (yet); whoever runs the server makes it.")
-        if code in (STREAM_NOT_FOUND, CONSUMER_NOT_FOUND):
+        if info.get("error", {}).get("err_code") == CONSUMER_NOT_FOUND:
             return await self._create(consumer, acked or after)
-        if code is not None:
+        if "error" in info:
             raise refusal(info["error"])
         # Without this the server would wait for the acks of a reader that is gone, MAX_ACK_WAIT_S long.
         behind = max(acked, int(info["ack_floor"]["stream_seq"]))
@@ -189,8 +195,6 @@ class JetStream:
         return behind
 
     async def _create(self, consumer: str, behind: int) -> int:
-        if behind > await self.last_seq():
-            behind = 0
         settings = {
             "durable_name": consumer,
             "name": consumer,
@@ -199,9 +203,6 @@ class JetStream:
             "max_ack_pending": MAX_UNACKED,
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": behind + 1,
-            # With `sync_interval: always` a cursor in a file costs two more flushes of the disk for each ack, in the way
-            # of the messages'. The reader's own cursor is the one that counts; after a restart of the server we tell it.
-            "mem_storage": True,
         }
         await self._must(
             f"CONSUMER.CREATE.{self.name}.{consumer}",

@@ -21,13 +21,15 @@ from mesh.bus.pull import Pull
 from mesh.bus.waiters import Waiters
 from mesh.errors import BusFull, BusRefused, BusUnavailable, MeshError
 from mesh.words import plain
+from protocol.errors import BadKey
+from protocol.keys import Signer
 
 CONNECT_S = 5.0  # for the first connection: later ones are tried for ever
 RECONNECT_S = 0.2  # between two attempts; an embedded server is back within 0.1 s
 PING_S = 10  # a server that froze is noticed after three of these
 PENDING_BYTES = 4 * 1024 * 1024  # written but not yet sent: then publishing waits, which is the backpressure we want
 SLOW_BYTES = 64 * 1024 * 1024  # waiting for one handler; beyond, live messages are dropped (stored ones can be read)
-DRAIN_S = 5.0  # at close, for what is under way
+DRAIN_S = 3.0  # at close, for what is under way
 QUIET_S = 10.0  # the same complaint of the driver is logged no more often
 OLDEST_SERVER = (2, 14)  # the first that can set a durable consumer back (CONSUMER.RESET)
 INBOX = "_INBOX"  # replies go nowhere else, see NatsBus.subscribe
@@ -102,6 +104,11 @@ class _Wire:
 
     async def open(self, name: str, nkey_seed: str | None, credentials: Path | None) -> None:
         """The first connection. Raises BusUnavailable, BusRefused."""
+        try:
+            if nkey_seed is not None:
+                Signer.from_seed(nkey_seed)
+        except BadKey as error:
+            raise BusRefused(f"The key for the bus cannot be used: {error}.") from error
         if credentials is not None and not await asyncio.to_thread(credentials.is_file):
             raise BusRefused(f"There is no credentials file {credentials}.")
         try:
@@ -131,8 +138,6 @@ class _Wire:
             raise BusUnavailable(
                 f"The connection to the NATS server at {self.where} failed: {plain(str(error))}"
             ) from error
-        except ValueError as error:  # nkeys: without its words, which may hold the seed
-            raise BusRefused("The key for the bus is not an nkey seed.") from error
         self._first = False
         version = self.client.connected_server_version
         if (version.major, version.minor) < OLDEST_SERVER:
@@ -146,9 +151,11 @@ class _Wire:
         self.closing = True
         if self._up.is_set():
             await self._waiting.settle(DRAIN_S)
-        with contextlib.suppress(errors.Error, TimeoutError):
-            await self.client.drain()
-        await self.client.close()
+        client = self.client
+        if client.is_connected or client.is_connecting or client.is_reconnecting:
+            with contextlib.suppress(errors.Error, TimeoutError):
+                await client.drain()
+            await client.close()
         await self._on_disconnected()
         self._up.set()  # whoever waits for a connection learns that there will be none
 

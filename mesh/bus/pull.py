@@ -67,6 +67,7 @@ class Pull:
         self._name = name
         self._after = after
         self._inbox = ""
+        self._born = ""
         self._acked = 0
         self._seen = 0
         self._buffer: deque[Stored] = deque()
@@ -82,9 +83,11 @@ class Pull:
         """Begin behind the last acknowledgement. Raises BusUnavailable, BusRefused."""
         await self._drop_feed()
         self._opened_at = asyncio.get_running_loop().time()
-        behind = await self._stream.rewind(self._name, self._acked, self._after)
-        if behind < self._acked:  # another stream under the same name: what we knew of it is void
-            self._seen = 0
+        born, newest = await self._stream.life()
+        if self._born not in ("", born):  # another stream under the same name: what we knew is void
+            self._acked = self._seen = self._after = 0
+        self._born = born
+        behind = await self._stream.rewind(self._name, self._acked, self._after if self._after <= newest else 0)
         self._acked = behind
         self._seen = max(self._seen, behind)
         self._receipts.clear()

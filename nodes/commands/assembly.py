@@ -152,7 +152,7 @@ def _vendor(home: Home, config: MeshConfig, name: str, vendor: VendorConfig) -> 
     return Vendor(
         base_url=vendor.base_url,
         provides=vendor.provides,
-        key=partial(_key, home, config, name, vendor),
+        key=partial(vendor_key, home, config, name, vendor),
         api=vendor.api,
         timeout_s=vendor.timeout_s,
         concurrency=vendor.concurrency,
@@ -161,7 +161,7 @@ def _vendor(home: Home, config: MeshConfig, name: str, vendor: VendorConfig) -> 
     )
 
 
-def _key(home: Home, config: MeshConfig, name: str, vendor: VendorConfig) -> SecretStr | None:
+def vendor_key(home: Home, config: MeshConfig, name: str, vendor: VendorConfig) -> SecretStr | None:
     """Fetch a vendor's key when it is first needed. Raises ConfigError when it is not where the settings say."""
     where = f"{home.path / 'mesh.yaml'}: models.vendors.{name}"
     if vendor.api_key_env is not None:

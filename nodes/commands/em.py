@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _new(options: argparse.Namespace) -> None:
-    from nodes.commands.layout import lines
+    from nodes.layout import lines
     from nodes.new_em import create_em
 
     folder = create_em(home_of(options).ems, options.name)
@@ -49,9 +49,9 @@ def _new(options: argparse.Namespace) -> None:
 
 
 async def _list(options: argparse.Namespace) -> None:
-    from nodes.commands.layout import counted, lines, table
     from nodes.commands.reach import reach
     from nodes.em import load_ems
+    from nodes.layout import counted, lines, table
 
     home = home_of(options)
     ems, problems = load_ems(home.ems)
@@ -61,16 +61,11 @@ async def _list(options: argparse.Namespace) -> None:
     if options.json:
         print_json({"ems": rows, "problems": problems})
         return
-    shown = [
-        [row["name"], row["model"], " ".join(row["basins"]), f"{row['lines']:,}", _HOSTED[row["hosted"]]]
-        for row in rows
-    ]
+    hosted = {True: "yes", False: "no", None: "-"}
+    shown = [[em["name"], em["model"], " ".join(em["basins"]), f"{em['lines']:,}", hosted[em["hosted"]]] for em in rows]
     lines(table(["NAME", "MODEL", "BASINS", "LINES", "HOSTED"], shown))
     if problems:
         lines([f"{counted(len(problems), 'problem')} in em folders; see: mesh em check"])
-
-
-_HOSTED = {True: "yes", False: "no", None: "- (no node is running)"}
 
 
 def _row(em: "Em", default: str, status: dict[str, Any] | None) -> dict[str, Any]:
@@ -85,9 +80,9 @@ def _row(em: "Em", default: str, status: dict[str, Any] | None) -> dict[str, Any
 
 
 def _check(options: argparse.Namespace) -> int:
-    from nodes.commands.layout import counted, lines
     from nodes.em import load_em, load_ems
     from nodes.errors import ConfigError
+    from nodes.layout import counted, lines
 
     errors: list[str] = []
     ems: list[Em] = []
@@ -112,10 +107,11 @@ def _check(options: argparse.Namespace) -> int:
 
 def _folder(options: argparse.Namespace) -> Path:
     """The folder that is meant: a path when it looks like one, else an em of the home."""
-    path = Path(options.em)
-    if os.sep in options.em or "/" in options.em or options.em in {".", ".."}:
-        return path
-    folder = home_of(options).ems / options.em
-    if folder.is_dir() or not path.is_dir():
-        return folder
-    return path
+    from nodes.errors import ConfigError
+
+    if os.sep in options.em or "/" in options.em or options.em in {"", ".", ".."}:
+        return Path(options.em)
+    ems = home_of(options).ems
+    if not (ems / options.em).is_dir():
+        raise ConfigError([f"there is no em {options.em[:80]!a} in {ems}; for a folder elsewhere give a path with a /"])
+    return ems / options.em

@@ -1,47 +1,15 @@
 """Buses to test against: one in memory, and a real nats-server for each test that asks for one."""
 
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import nkeys
 import pytest
+from buses import Logins, Place, make_logins
 
 from mesh.bus.base import Bus
 from mesh.bus.memory import MemoryBroker
 from mesh.bus.nats import NatsBus
-from mesh.server import Server, ServerKeys
-
-
-@dataclass(frozen=True)
-class Logins:
-    """Seeds of the three users of a server, and their public keys as the server is told them."""
-
-    node: str
-    client: str
-    system: str
-    public: ServerKeys
-
-
-@dataclass(frozen=True)
-class Place:
-    """Somewhere to open connections to one and the same bus. `forget` removes one stored message."""
-
-    connect: Callable[[], Awaitable[Bus]]
-    forget: Callable[[int], Awaitable[None]]
-
-
-def _pair(prefix: int) -> tuple[str, str]:
-    seed = bytes(nkeys.encode_seed(os.urandom(32), prefix))
-    return seed.decode(), nkeys.from_seed(bytearray(seed)).public_key.decode()
-
-
-def make_logins() -> Logins:
-    mesh, node, client, system = (
-        _pair(nkeys.PREFIX_BYTE_ACCOUNT if i == 0 else nkeys.PREFIX_BYTE_USER) for i in range(4)
-    )
-    return Logins(node[0], client[0], system[0], ServerKeys(mesh[1], node[1], client[1], system[1]))
+from mesh.server import Server
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from buses import Place
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ def seqs(messages: Sequence[Stored]) -> list[int]:
     return [message.seq for message in messages]
 
 
-async def test_the_same_id_is_stored_once(place):
+async def test_the_same_id_is_stored_once(place: Place) -> None:
     bus = await place.connect()
     first = await bus.publish("b.x.m.a", b"one", "id-1")
     again = await bus.publish("b.x.m.a", b"one", "id-1")
@@ -39,12 +40,12 @@ async def test_the_same_id_is_stored_once(place):
     assert await bus.last_seq() == 2
 
 
-async def test_an_id_is_known_to_every_connection(place):
+async def test_an_id_is_known_to_every_connection(place: Place) -> None:
     one, two = await place.connect(), await place.connect()
     assert await one.publish("b.x.m.a", b"x", "same") == await two.publish("b.x.m.a", b"x", "same")
 
 
-async def test_many_publishes_at_once_get_sequences_of_their_own(place):
+async def test_many_publishes_at_once_get_sequences_of_their_own(place: Place) -> None:
     bus = await place.connect()
     async with asyncio.TaskGroup() as tasks:
         started = [tasks.create_task(bus.publish("b.x.m.a", b"%d" % n, f"id{n}")) for n in range(200)]
@@ -53,7 +54,7 @@ async def test_many_publishes_at_once_get_sequences_of_their_own(place):
     assert {(m.seq, m.data) for m in stored} == {(t.result(), b"%d" % n) for n, t in enumerate(started)}
 
 
-async def test_a_consumer_gives_everything_in_stream_order(place):
+async def test_a_consumer_gives_everything_in_stream_order(place: Place) -> None:
     bus = await place.connect()
     consumer = await bus.consume("node", 0)
     await fill(bus, 3 * MAX_BATCH)
@@ -67,20 +68,20 @@ async def test_a_consumer_gives_everything_in_stream_order(place):
     assert [m.data for m in found] == [m.data for m in await bus.read(1, 3 * MAX_BATCH)]
 
 
-async def test_a_consumer_begins_behind_the_sequence_it_was_told(place):
+async def test_a_consumer_begins_behind_the_sequence_it_was_told(place: Place) -> None:
     bus = await place.connect()
     await fill(bus, 10)
     assert seqs(await take(await bus.consume("node", 6), 4)) == [7, 8, 9, 10]
 
 
-async def test_a_cursor_from_another_stream_begins_at_the_beginning(place):
+async def test_a_cursor_from_another_stream_begins_at_the_beginning(place: Place) -> None:
     """A cursor beyond the end belongs to a stream that is gone; waiting for its sequence would lose messages."""
     bus = await place.connect()
     await fill(bus, 3)
     assert seqs(await take(await bus.consume("node", 5000), 3)) == [1, 2, 3]
 
 
-async def test_a_consumer_waits_for_the_first_message(place):
+async def test_a_consumer_waits_for_the_first_message(place: Place) -> None:
     bus = await place.connect()
     consumer = await bus.consume("node", 0)
     async with asyncio.TaskGroup() as tasks:
@@ -89,7 +90,7 @@ async def test_a_consumer_waits_for_the_first_message(place):
     assert waiting.result() == [Stored(1, "b.x.m.a", b"here")]
 
 
-async def test_a_consumer_goes_on_behind_its_last_ack(place):
+async def test_a_consumer_goes_on_behind_its_last_ack(place: Place) -> None:
     """What was given but never acked comes again at once, what was acked does not, whatever `after` says now."""
     bus = await place.connect()
     await fill(bus, 10)
@@ -102,7 +103,7 @@ async def test_a_consumer_goes_on_behind_its_last_ack(place):
     assert seqs(await take(again, 6)) == [5, 6, 7, 8, 9, 10]
 
 
-async def test_two_consumers_have_cursors_of_their_own(place):
+async def test_two_consumers_have_cursors_of_their_own(place: Place) -> None:
     bus = await place.connect()
     await fill(bus, 3)
     for name in ("one", "two"):
@@ -111,7 +112,7 @@ async def test_two_consumers_have_cursors_of_their_own(place):
         await consumer.ack(3)
 
 
-async def test_a_cancelled_batch_loses_nothing(place):
+async def test_a_cancelled_batch_loses_nothing(place: Place) -> None:
     bus = await place.connect()
     consumer = await bus.consume("node", 0)
     for n in range(1, 20):
@@ -126,7 +127,7 @@ async def test_a_cancelled_batch_loses_nothing(place):
             assert seqs(waiting.result()) == [n]
 
 
-async def test_a_closed_consumer_says_so(place):
+async def test_a_closed_consumer_says_so(place: Place) -> None:
     bus = await place.connect()
     consumer = await bus.consume("node", 0)
     async with asyncio.TaskGroup() as tasks:
@@ -141,7 +142,7 @@ async def test_a_closed_consumer_says_so(place):
     await consumer.close()
 
 
-async def test_reading_a_range_leaves_out_what_is_gone(place):
+async def test_reading_a_range_leaves_out_what_is_gone(place: Place) -> None:
     bus = await place.connect()
     await fill(bus, 8)
     await place.forget(3)
@@ -154,14 +155,14 @@ async def test_reading_a_range_leaves_out_what_is_gone(place):
     assert seqs(await bus.read(6, 2)) == []
 
 
-async def test_a_consumer_passes_over_what_is_gone(place):
+async def test_a_consumer_passes_over_what_is_gone(place: Place) -> None:
     bus = await place.connect()
     await fill(bus, 5)
     await place.forget(2)
     assert seqs(await take(await bus.consume("node", 0), 4)) == [1, 3, 4, 5]
 
 
-async def test_the_last_message_of_a_subject(place):
+async def test_the_last_message_of_a_subject(place: Place) -> None:
     bus = await place.connect()
     await bus.publish("b.x.m.a", b"old", "1")
     await bus.publish("b.x.m.a", b"new", "2")
@@ -170,12 +171,12 @@ async def test_the_last_message_of_a_subject(place):
     assert await bus.last("b.x.m") is None
 
 
-async def test_an_empty_stream(place):
+async def test_an_empty_stream(place: Place) -> None:
     bus = await place.connect()
     assert (await bus.last_seq(), await bus.read(1, 10), await bus.last("b.x.m.a")) == (0, [], None)
 
 
-async def test_a_request_is_answered(place):
+async def test_a_request_is_answered(place: Place) -> None:
     bus, other = await place.connect(), await place.connect()
 
     async def serve(message: Message) -> None:
@@ -186,24 +187,24 @@ async def test_a_request_is_answered(place):
     assert await bus.request("c.m.status", b"hello", 5) == b"echo hello"
 
 
-async def test_nobody_answers(place):
+async def test_nobody_answers(place: Place) -> None:
     bus = await place.connect()
     with pytest.raises(BusRefused, match=r"Nobody answers on c\.m\.nothing"):
         await bus.request("c.m.nothing", b"", 5)
 
 
-async def test_an_answer_that_does_not_come(place):
+async def test_an_answer_that_does_not_come(place: Place) -> None:
     bus = await place.connect()
 
     async def silent(_: Message) -> None:
         pass
 
     await bus.subscribe("c.m.silent", silent)
-    with pytest.raises(BusUnavailable, match="c.m.silent"):
+    with pytest.raises(BusUnavailable, match=r"c\.m\.silent"):
         await bus.request("c.m.silent", b"", 0.05)
 
 
-async def test_a_subscription_is_there_when_subscribe_returns(place):
+async def test_a_subscription_is_there_when_subscribe_returns(place: Place) -> None:
     one, two = await place.connect(), await place.connect()
     for n in range(30):
         heard = asyncio.get_running_loop().create_future()
@@ -218,7 +219,7 @@ async def test_a_subscription_is_there_when_subscribe_returns(place):
         await subscription.close()
 
 
-async def test_wildcards_select_and_stored_messages_are_heard_too(place):
+async def test_wildcards_select_and_stored_messages_are_heard_too(place: Place) -> None:
     bus = await place.connect()
     heard: dict[str, list[str]] = {"b.x.>": [], "b.*.m.a": [], ">": []}
     done = asyncio.Event()
@@ -243,7 +244,7 @@ async def test_wildcards_select_and_stored_messages_are_heard_too(place):
     assert plain == ["b.x.m.a", "b.y.m.a", "b.x.m.b", "e.end"]
 
 
-async def test_a_handler_is_called_one_at_a_time_and_may_fail(place):
+async def test_a_handler_is_called_one_at_a_time_and_may_fail(place: Place) -> None:
     bus = await place.connect()
     heard: list[bytes] = []
     busy, done = False, asyncio.Event()
@@ -266,7 +267,7 @@ async def test_a_handler_is_called_one_at_a_time_and_may_fail(place):
     assert heard == [b"%d" % n for n in range(10)]
 
 
-async def test_closing_a_subscription_lets_the_message_in_hand_finish(place):
+async def test_closing_a_subscription_lets_the_message_in_hand_finish(place: Place) -> None:
     bus = await place.connect()
     entered, leave, finished = asyncio.Event(), asyncio.Event(), False
 
@@ -287,7 +288,7 @@ async def test_closing_a_subscription_lets_the_message_in_hand_finish(place):
     assert finished
 
 
-async def test_a_handler_may_close_its_own_subscription(place):
+async def test_a_handler_may_close_its_own_subscription(place: Place) -> None:
     bus = await place.connect()
     heard: list[bytes] = []
     done = asyncio.Event()
@@ -307,8 +308,10 @@ async def test_a_handler_may_close_its_own_subscription(place):
     assert heard == [b"e.x"]
 
 
-@pytest.mark.parametrize("subject", ["", "b", "e.x.m.a", "b..a", "b.*.a", "b.>", "b.x y", "b.x\r\nPUB z", "b." + 300 * "x"])
-async def test_only_whole_subjects_of_the_stream_are_stored(place, subject):
+@pytest.mark.parametrize(
+    "subject", ["", "b", "e.x.m.a", "b..a", "b.*.a", "b.>", "b.x y", "b.x\r\nPUB z", "b." + 300 * "x"]
+)
+async def test_only_whole_subjects_of_the_stream_are_stored(place: Place, subject: str) -> None:
     bus = await place.connect()
     with pytest.raises(BusRefused):
         await bus.publish(subject, b"", "id")
@@ -316,13 +319,13 @@ async def test_only_whole_subjects_of_the_stream_are_stored(place, subject):
 
 
 @pytest.mark.parametrize("msg_id", ["", "a b", "a\r\nb", "é", 200 * "x"])
-async def test_an_id_that_could_be_mistaken_for_another_is_refused(place, msg_id):
+async def test_an_id_that_could_be_mistaken_for_another_is_refused(place: Place, msg_id: str) -> None:
     bus = await place.connect()
     with pytest.raises(BusRefused, match="not a message id"):
         await bus.publish("b.x.m.a", b"", msg_id)
 
 
-async def test_the_largest_message_passes_and_a_larger_one_is_refused(place):
+async def test_the_largest_message_passes_and_a_larger_one_is_refused(place: Place) -> None:
     bus = await place.connect()
     assert await bus.publish("b.x.m.a", bytes(MAX_MESSAGE), "1") == 1
     with pytest.raises(BusRefused, match="bytes"):
@@ -332,7 +335,7 @@ async def test_the_largest_message_passes_and_a_larger_one_is_refused(place):
     assert len((await bus.read(1, 1))[0].data) == MAX_MESSAGE
 
 
-async def test_closing_twice_is_fine_and_a_closed_bus_says_so(place):
+async def test_closing_twice_is_fine_and_a_closed_bus_says_so(place: Place) -> None:
     bus = await place.connect()
     await bus.publish("b.x.m.a", b"", "1")
     await bus.close()
@@ -345,7 +348,7 @@ async def test_closing_twice_is_fine_and_a_closed_bus_says_so(place):
         await bus.consume("node", 0)
 
 
-async def test_memory_forgets_the_oldest_when_it_is_full():
+async def test_memory_forgets_the_oldest_when_it_is_full() -> None:
     async with MemoryBroker(max_stored=3) as broker:
         bus = broker.connect()
         for n in range(5):
@@ -358,7 +361,7 @@ TOKEN = st.text("ab1-_", min_size=1, max_size=3)
 
 
 @given(st.lists(TOKEN, min_size=1, max_size=5), st.data())
-def test_a_pattern_made_from_a_subject_matches_it(tokens, data):
+def test_a_pattern_made_from_a_subject_matches_it(tokens: list[str], data: st.DataObject) -> None:
     subject = ".".join(tokens)
     pattern = [data.draw(st.sampled_from([token, "*"])) for token in tokens]
     cut = data.draw(st.integers(0, len(tokens) - 1))
@@ -371,7 +374,7 @@ def test_a_pattern_made_from_a_subject_matches_it(tokens, data):
 
 
 @given(st.text(max_size=40))
-def test_a_subject_that_passes_has_no_blank_wildcard_or_empty_token(text):
+def test_a_subject_that_passes_has_no_blank_wildcard_or_empty_token(text: str) -> None:
     try:
         check_subject(text)
     except BusRefused:
@@ -382,11 +385,11 @@ def test_a_subject_that_passes_has_no_blank_wildcard_or_empty_token(text):
 
 
 @pytest.mark.parametrize("pattern", ["b.>", "*", ">", "b.*.x"])
-def test_patterns(pattern):
+def test_patterns(pattern: str) -> None:
     assert check_subject(pattern, pattern=True) is None
 
 
 @pytest.mark.parametrize("pattern", ["b.>.x", "b.x*", ">x", "b..x", ""])
-def test_what_is_no_pattern(pattern):
+def test_what_is_no_pattern(pattern: str) -> None:
     with pytest.raises(BusRefused, match="not a pattern"):
         check_subject(pattern, pattern=True)

@@ -59,10 +59,10 @@ def book(store: Store) -> Book:
 def test_acts_are_kept_in_order_and_found_again(book: Book) -> None:
     assert book.keep(frame(1, root("one", 1), root("two", 2)), frame(2, root("three", 3))) == ["one", "two", "three"]
     assert [entry.act.text for entry in recent(book.store, "yappings", 2)] == ["two", "three"]
-    assert [entry.act.text for entry in recent(book.store, "yappings", 5, before=2)] == ["one"]
     found = find(book.store, root("two", 2).id)
     assert found is not None
-    assert (found.act.text, found.mesh, found.node, found.n) == ("two", MESH_ID, NODE.public, 2)
+    assert (found.act.text, found.mesh, found.node) == ("two", MESH_ID, NODE.public)
+    assert [entry.act.text for entry in recent(book.store, "yappings", 5, before=found.n)] == ["one"]
     assert find(book.store, bytes(16)) is None
 
 

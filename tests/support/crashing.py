@@ -46,11 +46,11 @@ def crash_at(boundary: str) -> None:
 
         nodes.models.echo.Echo.stream = die  # type: ignore[assignment]
 
-    async def publish_or_die(self: Outbox, basin: str, acts: list[Act]) -> None:
-        is_reply = not acts[0].is_root
+    async def publish_or_die(self: Outbox, basin: str, frames: Sequence[Sequence[Act]]) -> None:
+        is_reply = not frames[0][0].is_root
         if is_reply and boundary == "before publish":
             die()
-        await publish(self, basin, acts)
+        await publish(self, basin, frames)
         if is_reply and boundary == "after publish":
             die()
 

@@ -1,0 +1,51 @@
+"""`mesh why`: from an act to everything that made it. Reads the node's database, whether or not the node runs."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from nodes.commands.common import add_home, add_json, home_of, print_json
+
+if TYPE_CHECKING:
+    from nodes.home import Home
+    from protocol.keys import MeshId
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = (
+        "Show why an act was said: the rule, the model, the exact prompt and where every piece of it came from; and who"
+        " answered it, or why nobody did."
+    )
+    parser.add_argument("act", metavar="ACT", help="an act's id, its first digits (6 or more), or last")
+    parser.add_argument("--prompt", action="store_true", help="show all of the prompt")
+    add_home(parser)
+    add_json(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from nodes.errors import NodeError
+    from nodes.explain import as_json, as_text, why
+    from nodes.layout import lines
+    from nodes.records import lookup, records
+
+    home = home_of(options)
+    with records(home) as store:
+        identity = lookup(store, options.act)
+        if store is None:
+            raise NodeError("nothing was said here yet")
+        known = why(store, identity)
+    if options.json:
+        print_json(as_json(known))
+    else:
+        lines(as_text(known, _mesh(home), whole=options.prompt))
+
+
+def _mesh(home: "Home") -> "MeshId | None":
+    """Whose home it is; a home whose keys are lost can still be asked."""
+    from nodes.errors import HomeError
+
+    try:
+        return home.mesh_id()
+    except HomeError:
+        return None
