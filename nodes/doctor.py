@@ -209,7 +209,7 @@ async def check_vendor(name: str, base_url: str, key: Callable[[], SecretStr | N
         # Redirects are not followed: a key goes where a person said, and nowhere else.
         async with (
             asyncio.timeout(VENDOR_S),
-            httpx2.AsyncClient(timeout=VENDOR_S, follow_redirects=False) as client,
+            httpx2.AsyncClient(timeout=None, follow_redirects=False) as client,
             client.stream("GET", url, headers=headers) as response,
         ):
             return Check(what, *_answered(response.status_code, base_url, with_key=bool(value)))

@@ -76,8 +76,10 @@ def as_text(known: Why, own: MeshId | None, *, whole: bool = False) -> Iterator[
     if known.made:
         yield from _made(known.made, known.said)
     if known.answered:
-        yield f"{'said to' if known.said else 'about':<9} {_who(known.answered, own)}: {plain(known.answered.act.text, QUOTE_CHARS)}"
-        yield f"          {known.answered.act.id.hex()}"
+        answered = known.answered
+        verb = "said to" if known.said else "about"
+        yield f"{verb:<9} {_who(answered, own)}: {plain(answered.act.text, QUOTE_CHARS)}"
+        yield f"          {answered.act.id.hex()}"
     if known.said:
         yield from _chain(known.said, known.root, own)
     if known.made and known.made.prompt:

@@ -10,8 +10,9 @@ GAP = "  "
 
 
 def lines(texts: Iterable[str]) -> None:
-    """Write lines to standard output."""
-    sys.stdout.write("".join(f"{text}\n" for text in texts))
+    """Write lines to standard output; what it cannot say (half characters, an old terminal) becomes `?`."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write("".join(f"{text}\n" for text in texts).encode(encoding, "replace").decode(encoding))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -29,6 +29,11 @@ class Decision:
     rule: str
 
 
+_MUTED: Final = Decision(False, "muted")
+_OWN: Final = Decision(False, "its own words")
+_UNCALLED: Final = Decision(False, "nothing called for it")
+
+
 @dataclass(frozen=True, slots=True)
 class Heard:
     """One act as everybody in its basin hears it: worked out once, whatever the number of ems."""
@@ -39,6 +44,7 @@ class Heard:
     answered: str | None  # the em whose act it answers
     floor: str | None  # whose turn it is when nobody is addressed
     spent: str | None  # why the chain allows no answer
+    unanswerable: Decision | None  # that nobody answers such an act, whoever they are
 
 
 class Roster:
@@ -65,8 +71,9 @@ class Roster:
         named = self._called(_WORDS.findall(text) + _PARTS.findall(text))
         named |= {name for pattern, name in self._phrases if pattern.search(text)}
         addressed = mentioned | named | {name for name in (answered,) if name in self.ems}
-        floor = None if addressed - {entry.act.author} else self._floor(entry)
-        return Heard(entry, frozenset(named), frozenset(mentioned), answered, floor, spent)
+        unanswerable = _unanswerable(entry)
+        floor = None if unanswerable or addressed - {entry.act.author} else self._floor(entry)
+        return Heard(entry, frozenset(named), frozenset(mentioned), answered, floor, spent, unanswerable)
 
     def _called(self, words: Iterable[str]) -> set[str]:
         return {name for word in words for name in self._words.get(word, ())}
@@ -81,17 +88,21 @@ def decide(em: Em, heard: Heard) -> Decision:
     """Whether `em` answers. Depends on nothing but its arguments."""
     act, settings = heard.entry.act, em.settings
     if settings.mute:
-        return Decision(False, "muted")
+        return _MUTED
     if act.author == em.name:
-        return Decision(False, "its own words")
-    if act.kind not in ANSWERABLE:
-        return Decision(False, f"a {act.kind} needs no answer")
-    if _HIDDEN.match(act.text):
-        return Decision(False, "hidden by a leading dot")
+        return _OWN
+    if heard.unanswerable is not None:
+        return heard.unanswerable
     rule = _reason(em, heard)
     if rule is None:
-        return Decision(False, "nothing called for it")
+        return _UNCALLED
     return Decision(False, f"the chain is spent: {heard.spent}") if heard.spent else Decision(True, rule)
+
+
+def _unanswerable(entry: Entry) -> Decision | None:
+    if entry.act.kind not in ANSWERABLE:
+        return Decision(False, f"a {entry.act.kind} needs no answer")
+    return Decision(False, "hidden by a leading dot") if _HIDDEN.match(entry.act.text) else None
 
 
 def _reason(em: Em, heard: Heard) -> str | None:

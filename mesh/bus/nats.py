@@ -154,7 +154,8 @@ class _Wire:
         client = self.client
         if client.is_connected or client.is_connecting or client.is_reconnecting:
             with contextlib.suppress(errors.Error, TimeoutError):
-                await client.drain()
+                async with asyncio.timeout(2 * DRAIN_S):  # nats-py flushes once more after its own time limit
+                    await client.drain()
             await client.close()
         await self._on_disconnected()
         self._up.set()  # whoever waits for a connection learns that there will be none

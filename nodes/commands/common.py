@@ -5,6 +5,7 @@ import asyncio
 import gc
 import json
 import os
+import re
 import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ MISTAKE: Final = 70  # EX_SOFTWARE of sysexits.h
 GC_ALLOCATIONS: Final = 50_000  # a busy ledger makes thousands of short-lived acts; collecting sooner costs a fifth
 INTERRUPTED: Final = 130  # what shells expect after Ctrl-C
 
+# Escape sequences, line ends, turns of the writing direction and half characters, which only stand within texts here.
+_ACTED_UPON: Final = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _EXPECTED: Final = (NodeError, MeshError, ProtocolError, OSError, EOFError)
 
 
@@ -44,7 +47,8 @@ def home_of(options: argparse.Namespace) -> "Home":
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON can say
     """One JSON document on one line."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    text = json.dumps(value, ensure_ascii=False)
+    sys.stdout.write(_ACTED_UPON.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
     sys.stdout.flush()
 
 

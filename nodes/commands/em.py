@@ -98,10 +98,8 @@ def _check(options: argparse.Namespace) -> int:
         print_json({"ems": [em.name for em in ems], "errors": errors, "notes": notes})
     else:
         lines([*(f"error: {error}" for error in errors), *(f"note: {note}" for note in notes)])
-        found = (
-            f"{counted(len(errors), 'error')}, {counted(len(notes), 'note')}" if errors or notes else "nothing wrong"
-        )
-        lines([f"{counted(len(ems), 'em')} read: {found}"])
+        found = [counted(len(told), what) for told, what in ((errors, "error"), (notes, "note")) if told]
+        lines([f"{counted(len(ems), 'em')} read: {', '.join(found) or 'nothing wrong'}"])
     return MISTAKES if errors else 0
 
 

@@ -21,7 +21,7 @@ from nodes.models.answers import MAX_EVENT_BYTES, MAX_QUOTE, MAX_REPLY_BYTES
 from nodes.models.base import Request, Span, Turn, Usage
 from nodes.models.conduit import Conduit, Vendor
 from nodes.models.openai import Api, OpenAIModel, Patience
-from tests.live.openai_server import Answer, FakeOpenAI
+from openai_server import Answer, FakeOpenAI
 
 KEY = "sk-made-up-9f86d081884c7d65"
 VOICE = Voice("ruri", frozenset({"ruri"}), (), (), "b2:00")

@@ -192,6 +192,7 @@ async def test_a_frozen_server_is_a_timeout_and_the_retry_is_stored_once(
 ) -> None:
     monkeypatch.setattr(jetstream, "PUBLISH_S", 0.2)
     os.kill(server.pid, signal.SIGSTOP)
+    await asyncio.to_thread(os.waitid, os.P_PID, server.pid, os.WSTOPPED | os.WNOWAIT)
     with pytest.raises(BusUnavailable, match="no answer"):
         await bus.publish("b.x.m.a", b"", "id1")
     os.kill(server.pid, signal.SIGCONT)
@@ -278,7 +279,6 @@ async def test_a_port_that_is_taken_while_the_server_was_down_is_tried_until_it_
     failures = asyncio.Event()
     async with supervised(Server(tmp_path / "nats", logins.public)) as server:
         port, start = int(server.url.rpartition(":")[2]), server._start_child
-        os.kill(server.pid, signal.SIGSTOP)  # so that the port is ours before the supervisor can start another
 
         async def counted() -> None:
             try:

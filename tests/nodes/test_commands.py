@@ -10,7 +10,8 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ from nodes.models.scripted import Scripted
 from nodes.node import Ground, Identity, Node
 from nodes.speaker import Models
 from nodes.transfer import export_home, import_home
-from protocol.acts import ActId
 from protocol.keys import KeyKind, Signer
 
 HOSTILE = "\x1b]0;owned\x07 red\x1b[31m\u202e\x9b2J\nmesh: all is well"
@@ -59,7 +59,7 @@ def home(tmp_path: Path) -> Home:
 
 
 @pytest.fixture
-def run(home: Home, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(home: Home, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Run a command on the home; gives what it wrote, and checks its exit code."""
 
     def command(*words: str | Path, code: int = 0, of: Path | None = home.path) -> str:
@@ -70,30 +70,32 @@ def run(home: Home, capsys: pytest.CaptureFixture[str]) -> Run:
         assert not any(char in written.out + written.err for char in "\x1b\x07\x9b\u202e")
         return written.out + written.err
 
-    return command
+    yield command
+    structlog.reset_defaults()  # a command logs to what is standard error during its test
 
 
-def talk(home: Home, model: Scripted, *said: tuple[str, str], kind: str = "say") -> list[str]:
-    """Have a node hear what was said and answer it, on a bus in memory; gives the ids of what was said."""
+@asynccontextmanager
+async def hosting(home: Home, model: Scripted) -> AsyncIterator[Node]:
+    """A node of the home on a bus in memory."""
+    async with MemoryBroker() as broker:
+        store = Store(home.database, SCHEMAS)
+        ground = Ground(broker.connect(), store, Models(model, lambda _: "chat", "scripted"), now_ms)
+        node = Node(home.config(), home.ems, Identity(home.mesh_id(), home.signer("node"), home.trust()), ground)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(node.run())
+            await node.ready.wait()
+            yield node
+            await quiet(node)
+            task.cancel()
+        store.close()
 
-    structlog.reset_defaults()  # an earlier command logs to what was its standard error
+
+def talk(home: Home, model: Scripted, *said: tuple[str, str]) -> list[str]:
+    """Have a node hear what is said (basin, text) and answer it; gives the ids of what was said."""
 
     async def node() -> list[str]:
-        async with MemoryBroker() as broker:
-            store = Store(home.database, SCHEMAS)
-            ground = Ground(broker.connect(), store, Models(model, lambda _: "chat", "scripted"), now_ms)
-            one = Node(home.config(), home.ems, Identity(home.mesh_id(), home.signer("node"), home.trust()), ground)
-            async with asyncio.TaskGroup() as group:
-                task = group.create_task(one.run())
-                await one.ready.wait()
-                ids: list[str] = []
-                for basin, text in said:
-                    act = await one.say(basin, text, [ActId(bytes.fromhex(ids[-1]))] if kind == "redact" else [], kind)
-                    ids.append(act.id.hex())
-                    await quiet(one)
-                task.cancel()
-            store.close()
-        return ids
+        async with hosting(home, model) as one:
+            return [(await one.say(basin, text, [])).id.hex() for basin, text in said]
 
     return asyncio.run(node())
 
@@ -201,19 +203,10 @@ def test_basins_tell_what_was_said_safely(run: Run, home: Home) -> None:
 
 def test_what_was_taken_back_is_not_shown(run: Run, home: Home) -> None:
     async def node() -> None:
-        async with MemoryBroker() as broker:
-            store = Store(home.database, SCHEMAS)
-            ground = Ground(broker.connect(), store, Models(Scripted([]), lambda _: "chat", "scripted"), now_ms)
-            one = Node(home.config(), home.ems, Identity(home.mesh_id(), home.signer("node"), home.trust()), ground)
-            async with asyncio.TaskGroup() as group:
-                task = group.create_task(one.run())
-                await one.ready.wait()
-                secret, slip = await one.say("sea", "a secret", []), await one.say("sea", "a slip", [])
-                await one.say("sea", "said too much", [secret.id], "redact")
-                await one.say("sea", "a ship", [slip.id], "edit")
-                await quiet(one)
-                task.cancel()
-            store.close()
+        async with hosting(home, Scripted([])) as one:
+            secret, slip = await one.say("sea", "a secret", []), await one.say("sea", "a slip", [])
+            await one.say("sea", "said too much", [secret.id], "redact")
+            await one.say("sea", "a ship", [slip.id], "edit")
 
     asyncio.run(node())
     shown = run("basin", "show", "sea")
@@ -248,9 +241,10 @@ def test_why_shows_every_word_of_the_prompt_and_its_source(run: Run, home: Home)
     assert "| <mara> hello\n" in shown
     assert "| <aporia> good day\n" in shown
     assert r"| <amp> aporia?  two  spaces \x1b]0;owned\x07 red\x1b[31m\u202e\x9b2J" in shown
-    made = json.loads(run("why", "last", "--json").replace("\\u202e", ""))["made"]
+    made = json.loads(run("why", "last", "--json"))["made"]
     spans = [span for turn in made["prompt"] for span in turn["spans"]]
     assert {"format", "chat.txt:1", f"act:{asked}"} <= {span["source"] for span in spans}
+    assert any(HOSTILE in span["text"] for span in spans)
     assert (made["rule"], made["model"], made["prompt_tokens"]) == ("its name was said", "scripted", 7)
 
 

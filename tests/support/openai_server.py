@@ -3,7 +3,7 @@
     async with FakeOpenAI() as server:
         server.play(Answer(pieces=("Hello", " there")), Answer(status=429))
 
-Without an order it says the last line of the prompt. As a program: `python tests/live/openai_server.py --port 0`.
+Without an order it says the last line of the prompt. As a program: `python tests/support/openai_server.py --port 0`.
 """
 
 import argparse
@@ -76,6 +76,10 @@ class FakeOpenAI:
     def play(self, *answers: Answer) -> None:
         """Order the next answers, in this order."""
         self._answers.extend(answers)
+
+    def mend(self) -> None:
+        """Forget what was ordered and not yet played."""
+        self._answers.clear()
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=64 * 1024 * 1024)
