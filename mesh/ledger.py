@@ -10,6 +10,7 @@ by its author until the stream has it. The stream stays the source of truth: it 
 Frames are kept as they were signed, so that everything can be proved later; an index leads from acts to their place.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, NamedTuple
@@ -80,18 +81,12 @@ class Ledger:
 
         `caught_up` is called once, when all that was stored at the start is kept; `after` after every commit.
         """
-        newest = await self._bus.last_seq()
-        cursor = self.cursor
-        if cursor > newest:
-            log.warning("the stream is older than this node's memory; reading it from its beginning", cursor=cursor)
-            cursor = 0
+        cursor = await self._catch_up(after)
         consumer = await self._bus.consume(name, cursor)
-        direct = None
+        direct = await self._bus.subscribe("b.>", self._listener(after))
         try:
+            caught_up()
             while True:
-                if direct is None and cursor >= newest:
-                    direct = await self._bus.subscribe("b.>", self._listener(after))
-                    caught_up()
                 batch = [stored for stored in await consumer.batch() if stored.seq > cursor]
                 for start in range(0, len(batch), SLICE):
                     part = batch[start : start + SLICE]
@@ -100,9 +95,25 @@ class Ledger:
                     after()
                     await consumer.ack(cursor)
         finally:
-            if direct is not None:
-                await direct.close()
+            await direct.close()
             await consumer.close()
+
+    async def _catch_up(self, after: Callable[[], None]) -> int:
+        """Read what was stored since; gives the cursor.
+
+        From the stream itself: the server's own cursor may be ahead of ours when a power cut took our last commits.
+        """
+        newest, cursor = await self._bus.last_seq(), self.cursor
+        if cursor > newest:
+            log.warning("the stream is older than this node's memory; reading it from its beginning", cursor=cursor)
+            cursor = 0
+        while cursor < newest:
+            last = min(newest, cursor + SLICE)
+            self.keep(await self._bus.read(cursor + 1, last), last)
+            cursor = last
+            after()
+            await asyncio.sleep(0)
+        return cursor
 
     def _listener(self, after: Callable[[], None]) -> Callable[[Message], Awaitable[None]]:
         async def take(message: Message) -> None:
@@ -118,8 +129,11 @@ class Ledger:
 
         return take
 
-    def keep(self, batch: Sequence[Stored]) -> None:
-        """Verify and store one batch, and move the cursor behind it. What is refused is counted, never stored."""
+    def keep(self, batch: Sequence[Stored], last: int | None = None) -> None:
+        """Verify and store one batch, and move the cursor behind it, or to `last`.
+
+        What is refused is counted, never stored.
+        """
         checked = [
             (*found, stored.data)
             for stored in batch
@@ -127,7 +141,7 @@ class Ledger:
         ]
         with self._store.transaction():
             self._keep(checked)
-            self._store.execute("UPDATE cursor SET seq = ?", (batch[-1].seq,))
+            self._store.execute("UPDATE cursor SET seq = ?", (batch[-1].seq if last is None else last,))
 
     def _keep(self, frames: Iterable[tuple[Subject, Frame, bytes]]) -> None:
         entries = [entry for subject, frame, data in frames for entry in self._insert(subject, frame, data)]

@@ -12,9 +12,10 @@ import structlog
 
 from mesh.bus.base import Message
 from mesh.errors import MeshError
-from mesh.ledger import Entry, count, recent
+from mesh.ledger import Entry, recent
 from nodes.errors import NodeError
 from nodes.node import Node
+from nodes.records import numbers
 from protocol.acts import Act, ActId
 from protocol.errors import ProtocolError
 from protocol.vocabulary import MAX_TEXT
@@ -135,8 +136,5 @@ class Control:
             "models": {em.name: em.settings.model or node.ground.models.default for em in node.runtime.ems.values()},
             "speaking": node.runtime.speaking(),
             "basins": sorted(node.runtime.rooms),
-            "acts": count(store),
-            "waiting": node.outbox.waiting(),
-            "missing": store.one("SELECT count(*) FROM gaps")[0],
-            "refused": store.one("SELECT coalesce(sum(times), 0) FROM refusals")[0],
+            **numbers(store),
         }

@@ -12,7 +12,7 @@ A folder may come from anybody: links out of it, pipes and devices are refused, 
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -166,6 +166,10 @@ class Em:
     pattern: Pattern | None
     avatar: Path | None
     notes: tuple[str, ...]
+
+    def listens(self, basin: str, allowed: Collection[str] | None) -> bool:
+        """Whether it listens in a basin where those `allowed` may (None: everybody)."""
+        return basin in self.settings.basins and (allowed is None or self.name in allowed)
 
 
 def load_em(folder: Path) -> Em:

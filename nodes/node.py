@@ -18,7 +18,7 @@ from mesh.outbox import Outbox
 from mesh.store import Store
 from mesh.trust import Trust
 from nodes.config import MeshConfig
-from nodes.em import Em, load_ems
+from nodes.em import load_ems
 from nodes.runtime import Parts, Runtime
 from nodes.speaker import Models
 from protocol.acts import RANDOM_BYTES, Act, ActId, new_id
@@ -108,7 +108,7 @@ class Node:
         ems, problems = await asyncio.to_thread(load_ems, self._ems, same)
         for problem in problems:
             log.warning("an em could not be read", problem=problem)
-        self.runtime.host(ems, self._listens)
+        self.runtime.host(ems, lambda em, basin: em.listens(basin, self.config.basin(basin).listeners))
         return True
 
     async def drain(self, timeout_s: float) -> bool:
@@ -121,10 +121,6 @@ class Node:
         except (TimeoutError, MeshError):
             return False
         return True
-
-    def _listens(self, em: Em, basin: str) -> bool:
-        listeners = self.config.basin(basin).listeners
-        return basin in em.settings.basins and (listeners is None or em.name in listeners)
 
     def _sequences(self) -> dict[str, int]:
         """The last sequence this node used, by basin."""

@@ -68,7 +68,7 @@ def talks(store: Store | None) -> dict[str, Talk]:
 def listeners(config: MeshConfig, ems: Iterable[Em], basin: str) -> list[str]:
     """The ems that listen in a basin, by name, where its settings let them."""
     allowed = config.basin(basin).listeners
-    return sorted(em.name for em in ems if basin in em.settings.basins and (allowed is None or em.name in allowed))
+    return sorted(em.name for em in ems if em.listens(basin, allowed))
 
 
 def texts(entries: Sequence[Entry]) -> Mapping[bytes, str | None]:

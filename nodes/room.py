@@ -7,6 +7,7 @@ from typing import Final
 from mesh.ledger import Entry
 from nodes.chatlog import Line
 from nodes.turn import Roster
+from protocol.acts import Act
 
 TAIL: Final = 512  # acts kept in memory a basin; no em's window is longer
 SHOWN: Final = frozenset({"say", "ask", "answer"})
@@ -20,20 +21,21 @@ class Room:
         self.roster = roster
         self.heard = 0
         self._tail: deque[Entry] = deque(maxlen=TAIL)
-        self._texts: dict[bytes, str | None] = {}
+        self._lines: dict[bytes, Line | None] = {}  # made once, not for every em that reads them; None: taken back
 
     def hear(self, entry: Entry) -> None:
         """Add an act. An `edit` or `redact` counts only from the author of the act it is about."""
         act = entry.act
         if act.kind in SHOWN:
             if len(self._tail) == TAIL:
-                self._texts.pop(self._tail[0].act.id, None)
+                self._lines.pop(self._tail[0].act.id, None)
             self._tail.append(entry)
+            self._lines[act.id] = _line(act, act.text)
             self.heard += 1
         elif act.kind in ("edit", "redact") and act.refs:
             target = self.find(act.refs[0])
             if target is not None and (target.act.author, target.mesh) == (act.author, entry.mesh):
-                self._texts[target.act.id] = act.text if act.kind == "edit" else None
+                self._lines[target.act.id] = _line(target.act, act.text) if act.kind == "edit" else None
 
     def find(self, identity: bytes) -> Entry | None:
         """The act with this id, if it is in the tail."""
@@ -44,9 +46,9 @@ class Room:
         entries = list(self._tail)
         while entries and entries[-1].act.id != identity:
             entries.pop()
-        lines = [
-            Line(entry.act.author, text, f"act:{entry.act.id.hex()}")
-            for entry in entries
-            if (text := self._texts.get(entry.act.id, entry.act.text)) is not None
-        ]
+        lines = [line for entry in entries if (line := self._lines.get(entry.act.id)) is not None]
         return self.heard - (len(self._tail) - len(entries)), lines
+
+
+def _line(act: Act, text: str) -> Line:
+    return Line(act.author, text, f"act:{act.id.hex()}")

@@ -78,7 +78,8 @@ class Follower:
         """What to say of a node that cannot be reached."""
         if self._told < 0 and not isinstance(error, BusUnavailable):
             return error
-        return NotRunning(f"the node of {self._home.path} does not answer (any more); start it with: mesh up")
+        more = "" if self._told < 0 else " any more"
+        return NotRunning(f"the node of {self._home.path} does not answer{more}; start it with: mesh up")
 
     async def _catch_up(self, client: Client, last: int) -> None:
         """Tell what was said before, or while the node was away."""

@@ -75,7 +75,7 @@ def test_a_damaged_key_is_named_and_not_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "empty"),
+        (b"", "holds no messages"),
         (bytes(range(256)) * 64, "not text"),
         (b"\xef\xbb\xbf<mara> hi\r\n<aporia> hello\r\n\r\n", ""),
         (b"<mara> hi\n<aporia> hello there\n" * 1_700_000, ""),
@@ -135,7 +135,10 @@ needs_mounts = pytest.mark.skipif(
 @needs_mounts
 def test_a_read_only_home_is_said_plainly(tmp_path: Path) -> None:
     home = make_home(tmp_path / "home", APORIA)
-    script = f"mount --bind -o ro {home.path} {home.path} && mount -o remount,bind,ro {home.path} && exec {' '.join(MESH)} up --home {home.path}"
+    there = home.path
+    script = (
+        f"mount --bind {there} {there} && mount -o remount,bind,ro {there} && exec {' '.join(MESH)} up --home {there}"
+    )
     ended = subprocess.run(unshared(script), capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode in (1, 3)
     assert clean(ended.stderr)
@@ -205,6 +208,7 @@ async def test_a_model_endpoint_that_fails_costs_at_most_one_reply_and_is_explai
             why = await asyncio.to_thread(mesh, "why", act["id"], "--home", home.path)
             assert "aporia" in why.stdout, why.stderr
             server.mend()
+            server.play(Answer(pieces=("I am", " back.")))
             again = await one.say("yappings", "aporia, and now?")
             assert replies(await settled(one), again["id"]) == ["aporia"]
             assert "sk-very-secret" not in node.said() + why.stdout

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+from openai_server import Answer, FakeOpenAI
 from pydantic import SecretStr
 
 from nodes.chatlog import Voice
@@ -21,7 +22,6 @@ from nodes.models.answers import MAX_EVENT_BYTES, MAX_QUOTE, MAX_REPLY_BYTES
 from nodes.models.base import Request, Span, Turn, Usage
 from nodes.models.conduit import Conduit, Vendor
 from nodes.models.openai import Api, OpenAIModel, Patience
-from openai_server import Answer, FakeOpenAI
 
 KEY = "sk-made-up-9f86d081884c7d65"
 VOICE = Voice("ruri", frozenset({"ruri"}), (), (), "b2:00")
@@ -478,7 +478,7 @@ async def test_the_driver_is_not_loaded_before_the_first_call() -> None:
 
 async def test_the_server_runs_as_a_program() -> None:
     """It prints its URL, says the last line back, and ends cleanly."""
-    script = str(Path(__file__).parent / "openai_server.py")
+    script = str(Path(__file__).parent.parent / "support" / "openai_server.py")
     child = await asyncio.create_subprocess_exec(
         sys.executable, script, "--port", "0", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

@@ -118,7 +118,7 @@ async def test_a_question_gets_the_reply_that_a_similar_question_got(small: Echo
 
 
 @pytest.mark.parametrize(("asker", "addressed"), [("ben", False), ("yorick", True)])
-async def test_only_somebody_in_the_room_is_addressed(small: Echo, asker: str, addressed: bool) -> None:  # noqa: FBT001
+async def test_only_somebody_in_the_room_is_addressed(small: Echo, asker: str, addressed: bool) -> None:
     """`Yorick: a clock …` was said to yorick; to ben it is said without his name."""
     asked = request(voice(ANNA, "anna"), heard("why is my clock so slow?", by=asker), temperature=0)
     text = await text_of(small, asked)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mesh.bus.base import Stored
 from mesh.ledger import Ledger
 from mesh.outbox import Outbox
 from nodes.commands.assembly import serve
@@ -24,9 +23,9 @@ def die(*_: object) -> None:
 
 
 def crash_at(boundary: str) -> None:
-    keep, publish, hear = Ledger.keep, Outbox._publish, Runtime.hear
+    publish, hear = Outbox._publish, Runtime.hear
     if boundary == "before decision":
-        Ledger.keep = die  # type: ignore[method-assign]
+        Ledger._check = die  # type: ignore[method-assign,assignment]
     if boundary == "within decision":
 
         def hear_and_die(self: Runtime, entries: Sequence[Any]) -> None:
@@ -35,12 +34,7 @@ def crash_at(boundary: str) -> None:
 
         Runtime.hear = hear_and_die  # type: ignore[method-assign]
     if boundary == "after decision":
-
-        def keep_and_die(self: Ledger, batch: Sequence[Stored]) -> None:
-            keep(self, batch)
-            die()
-
-        Ledger.keep = keep_and_die  # type: ignore[method-assign]
+        Runtime.proceed = die  # type: ignore[method-assign]
     if boundary == "during call":
         import nodes.models.echo
 
