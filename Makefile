@@ -28,15 +28,17 @@ architecture: $(VENV)/.dev
 check: lint types architecture test
 
 wheel: $(VENV)/.dev  ## build the wheel and run it alone in a new environment
-	$(BIN)/python -m build --no-isolation --wheel --outdir build/dist .
+	$(BIN)/python -m build --no-isolation --wheel --outdir build/dist . >/dev/null
 	rm -rf build/alone && $(PYTHON) -m venv build/alone
 	build/alone/bin/python -m pip --disable-pip-version-check -q install --require-hashes -r requirements.txt
 	build/alone/bin/python -m pip --disable-pip-version-check -q install --no-deps build/dist/ampmesh-*.whl
 	cd build && alone/bin/mesh demo --fast
 
-size:  ## what an installation of the runtime takes
+size: $(VENV)/.dev  ## what an installation of the runtime takes
 	rm -rf build/size && $(PYTHON) -m venv --without-pip build/size
-	$(PYTHON) -m pip --disable-pip-version-check -q --python build/size/bin/python install --no-compile --require-hashes -r requirements.txt
+	$(PIP) --python build/size/bin/python install --no-compile --require-hashes -r requirements.txt
+	$(BIN)/python -m build --no-isolation --wheel --outdir build/dist . >/dev/null
+	$(PIP) --python build/size/bin/python install --no-compile --no-deps build/dist/ampmesh-*.whl
 	@build/size/bin/python bench/size.py
 
 lock: $(VENV)/.dev  ## pin again; needs uv
@@ -50,10 +52,10 @@ clean:
 $(VENV)/.runtime: requirements.txt requirements-build.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ampmesh needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --require-hashes -r requirements.txt -r requirements-build.txt
+	$(PIP) install --no-compile --require-hashes -r requirements.txt -r requirements-build.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
-	$(PIP) install --require-hashes -r requirements-dev.txt
+	$(PIP) install --no-compile --require-hashes -r requirements-dev.txt
 	@touch $@

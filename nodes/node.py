@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,17 +153,21 @@ class Node:
 
 
 def _signature(folder: Path) -> dict[str, tuple[int, ...]]:
-    """What changes when an em's files do. A folder that cannot be read has none."""
+    """What changes when an em's files do. A folder that cannot be read has none.
+
+    Plain strings, since it looks at a thousand folders every two seconds: half the CPU of Path objects.
+    """
     found: dict[str, tuple[int, ...]] = {}
     with contextlib.suppress(OSError):
-        for em in sorted(folder.iterdir()):
-            paths = (em, em / "config.yaml", em / "chat.txt", em / f"{em.name}.chr")
-            found[em.name] = tuple(_changed_ns(path) for path in paths)
+        for name in os.listdir(folder):  # noqa: PTH208 - see above
+            em = f"{folder}/{name}"
+            files = (em, f"{em}/config.yaml", f"{em}/chat.txt", f"{em}/{name}.chr")
+            found[name] = tuple(_changed_ns(file) for file in files)
     return found
 
 
-def _changed_ns(path: Path) -> int:
+def _changed_ns(path: str) -> int:
     try:
-        return path.stat().st_mtime_ns
+        return os.stat(path).st_mtime_ns  # noqa: PTH116 - see above
     except OSError:
         return 0
