@@ -25,7 +25,7 @@ from mesh.trust import Trust
 from protocol.acts import Act
 from protocol.address import Subject, parse_subject
 from protocol.budget import Budget, check_child
-from protocol.errors import BudgetRaised, ProtocolError
+from protocol.errors import BadAct, BudgetRaised, ProtocolError
 from protocol.frame import HEADER_BYTES, MAX_ACTS, Frame, decode_frame, reread_frame
 from protocol.keys import MeshId, NodeId
 
@@ -263,8 +263,11 @@ def count(store: Store) -> int:
 
 
 def decode_act(data: bytes) -> Act:
-    """An act that waits in the outbox."""
-    return _decode(data)
+    """An act that waits in the outbox. Raises BadAct."""
+    try:
+        return _decode(data)
+    except msgspec.ValidationError as error:
+        raise BadAct(f"the act is not well formed: {error}") from None
 
 
 def encode_act(act: Act) -> bytes:

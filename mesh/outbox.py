@@ -17,7 +17,7 @@ from mesh.clock import Clock
 from mesh.errors import BusFull, BusUnavailable
 from mesh.ledger import decode_act, encode_act
 from mesh.store import Store
-from protocol.acts import Act
+from protocol.acts import Act, check_act
 from protocol.address import Subject
 from protocol.frame import FLUSH_BYTES, MAX_ACTS, encode_frame, frame_id
 from protocol.keys import MeshId, NodeId, Signer
@@ -49,8 +49,12 @@ class Outbox:
         self._sent: dict[bytes, asyncio.Event] = {}
 
     def put(self, basin: str, act: Act) -> None:
-        """Keep an act for sending. Call it within a transaction, and `wake` after it."""
+        """Keep an act for sending. Call it within a transaction, and `wake` after it.
+
+        Raises BadAct for what others would refuse: it would take the acts that share its frame with it.
+        """
         data = encode_act(act)
+        check_act(decode_act(data))
         n = self._store.insert("INSERT INTO outbox (id, basin, act) VALUES (?, ?, ?)", (act.id, basin, data))
         self._queues.setdefault(basin, deque()).append(_Waiting(n or 0, act, len(data)))
 

@@ -24,7 +24,8 @@ from protocol.acts import Act
 from protocol.address import check_name, parse_subject
 from protocol.errors import ProtocolError
 from protocol.frame import decode_frame
-from protocol.keys import MeshId
+from protocol.keys import MeshId, Signer
+from protocol.request import encode_request
 
 REQUEST_S: Final = 30.0  # how long the node may take: a full disk makes it slow, and then it says so
 INBOX: Final = 4_096  # acts that wait for a slow reader; the oldest are dropped and counted
@@ -69,8 +70,9 @@ class Inbox:
 class Client:
     """One person's hands on their own node."""
 
-    def __init__(self, bus: Bus, mesh: MeshId, trust: Trust, clock: Clock) -> None:
-        self._bus, self._mesh, self._trust, self._clock = bus, mesh, trust, clock
+    def __init__(self, bus: Bus, mesh: MeshId, signer: Signer, trust: Trust, clock: Clock) -> None:
+        """`signer` is the owner's client key, which the node knows."""
+        self._bus, self._mesh, self._signer, self._trust, self._clock = bus, mesh, signer, trust, clock
 
     async def say(self, basin: str, text: str, *, kind: str = "say", answers: str | None = None) -> dict[str, Any]:
         """Say something in the person's name; returns the act once it is stored. `answers` is an act's id in hex."""
@@ -91,8 +93,9 @@ class Client:
 
     async def request(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Ask the node for something. Raises NotRunning, or NodeError with the node's own sentence."""
+        asked = encode_request(self._signer, operation, self._clock(), msgspec.json.encode(arguments))
         try:
-            data = await self._bus.request(f"c.{self._mesh}.{operation}", msgspec.json.encode(arguments), REQUEST_S)
+            data = await self._bus.request(f"c.{self._mesh}.{operation}", asked, REQUEST_S)
         except BusRefused:
             raise NotRunning("the bus runs but no node answers on it; start it with: mesh up") from None
         except BusUnavailable as error:

@@ -1,9 +1,7 @@
-"""What the owner's other programs may ask of a running node: requests on `c.<mesh>.<operation>`, JSON both ways.
-
-Only keys that the owner's server admits can reach these subjects.
-"""
+"""What the owner's other programs may ask of a running node: signed requests on `c.<mesh>.<operation>`."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -17,7 +15,9 @@ from nodes.errors import NodeError
 from nodes.node import Node
 from nodes.records import numbers
 from protocol.acts import Act, ActId
-from protocol.errors import ProtocolError
+from protocol.errors import BadRequest, ProtocolError
+from protocol.keys import KeyKind, decode_public
+from protocol.request import VALID_MS, decode_request
 from protocol.vocabulary import MAX_TEXT
 
 AT_A_TIME: Final = 64  # requests; more wait in the subscription's own queue
@@ -73,6 +73,8 @@ class Control:
     def __init__(self, node: Node) -> None:
         self._node = node
         self.ready = asyncio.Event()
+        self._client = decode_public(node.identity.client, KeyKind.NODE)
+        self._answered: OrderedDict[bytes, int] = OrderedDict()
         self._started_ms = node.ground.clock()
         self._operations: dict[str, tuple[type[Any], Callable[[Any], Awaitable[dict[str, Any]]]]] = {
             "say": (Say, self._say),
@@ -100,13 +102,25 @@ class Control:
             return
         name = message.subject.rpartition(".")[2]
         try:
+            body = self._checked(name, message.data)
             kind, operation = self._operations[name]
-            reply = await operation(msgspec.json.decode(message.data or b"{}", type=kind))
+            reply = await operation(msgspec.json.decode(body, type=kind))
         except KeyError:
             reply = {"error": f"there is no operation {name[:32]!r}; there are {', '.join(self._operations)}"}
         except (msgspec.MsgspecError, ProtocolError, NodeError, MeshError, ValueError) as error:
             reply = {"error": str(error)}
         await self._node.ground.bus.send(message.reply, msgspec.json.encode(reply))
+
+    def _checked(self, operation: str, data: bytes) -> bytes:
+        """The body of a request that the owner made and that was not answered before. Raises BadRequest."""
+        now = self._node.ground.clock()
+        request = decode_request(self._client, operation, now, data)
+        while self._answered and next(iter(self._answered.values())) < now - 2 * VALID_MS:
+            self._answered.popitem(last=False)
+        if request.seal in self._answered:
+            raise BadRequest("the request was answered before")
+        self._answered[request.seal] = now
+        return request.body
 
     async def _say(self, request: Say) -> dict[str, Any]:
         if not request.text.strip():

@@ -43,6 +43,7 @@ class Identity:
     mesh: MeshId
     signer: Signer
     trust: Trust
+    client: NodeId  # the key that the owner's other programs sign their requests with
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ BLOCK_SHARE: Final = 4  # a full window drops a quarter of itself at once, so th
 MAX_REPLY: Final = 16_000  # characters; no em needs more in one breath
 
 _TAG = re.compile(r"<([^<>\n]{1,64})> ?")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def window(total: int, size: int) -> int:

@@ -8,6 +8,7 @@ ProtocolError
 ├── BadAddress       a name, basin, mesh or subject that is not well formed
 ├── BadKey           text that is not the nkey it should be
 ├── BadCertificate   a certificate or revocation list that is malformed, forged, or not valid now
+├── BadRequest       a request to a node that its owner did not make, or made long ago
 └── BudgetRaised     an act that leaves its chain more than its parent had; `field` says what
 """
 
@@ -50,6 +51,10 @@ class BadKey(ProtocolError):
 
 class BadCertificate(ProtocolError):
     """A certificate or revocation list that is malformed, forged, or not valid now."""
+
+
+class BadRequest(ProtocolError):
+    """A request to a node that its owner did not make, or made long ago."""
 
 
 class BudgetRaised(ProtocolError):

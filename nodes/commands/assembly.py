@@ -28,6 +28,7 @@ from nodes.node import Ground, Identity, Node
 from nodes.prompt import Style
 from nodes.speaker import Models
 from nodes.turns import TURNS_SCHEMA
+from protocol.keys import NodeId
 
 DRAIN_S: Final = 10.0  # a stop waits so long for replies that are being written; others are written at the next start
 SCHEMAS: Final = (MESH_SCHEMA, TURNS_SCHEMA)
@@ -57,7 +58,8 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
         stack.push_async_callback(bus.close)
         conduit, models = _models(home, config)
         stack.push_async_callback(conduit.close)
-        identity = Identity(home.mesh_id(), home.signer("node"), home.trust())
+        client = NodeId(home.signer("client").public)
+        identity = Identity(home.mesh_id(), home.signer("node"), home.trust(), client)
         node = Node(config, home.ems, identity, Ground(bus, store, models, now_ms))
         running = Running(os.getpid(), url, now_ms())
         stack.callback(home.announce, None)
@@ -126,7 +128,7 @@ async def connect(home: Home) -> AsyncGenerator[Client]:
         opening = NatsBus.connect(running.url, credentials=_credentials(home, config), manage_stream=False)
     bus = await opening
     try:
-        yield Client(bus, home.mesh_id(), home.trust(), now_ms)
+        yield Client(bus, home.mesh_id(), home.signer("client"), home.trust(), now_ms)
     finally:
         await bus.close()
 

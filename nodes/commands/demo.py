@@ -46,13 +46,16 @@ def _run(options: argparse.Namespace) -> int:
     from nodes.commands.logs import configure
 
     configure(os.environ.get("AMPMESH_LOG", "warning"))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the node has its own way to end
-    with tempfile.TemporaryDirectory(prefix="ampmesh-demo-", ignore_cleanup_errors=True) as folder:
-        try:
-            show = _Show(_home(Path(folder) / "home", 0.0 if options.fast else PACE_S))
-            run_loop(show.run())
-        finally:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # for the moment that removing the folder takes
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the node has its own way
+    try:
+        with tempfile.TemporaryDirectory(prefix="ampmesh-demo-", ignore_cleanup_errors=True) as folder:
+            try:
+                show = _Show(_home(Path(folder) / "home", 0.0 if options.fast else PACE_S))
+                run_loop(show.run())
+            finally:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # for the moment that removing the folder takes
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0 if show.over else INTERRUPTED
 
 

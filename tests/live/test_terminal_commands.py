@@ -19,6 +19,7 @@ import pytest
 from openai_server import Answer, FakeOpenAI
 from process import MESH, client, make_home, mesh, settled, up
 
+from mesh.bus.nats import NatsBus
 from nodes.home import Home
 
 SEQUENCES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[=>])|\r")
@@ -158,6 +159,20 @@ async def test_tap_goes_on_when_the_node_is_back_and_tells_what_it_missed(home: 
                 assert "third" in await line(tap.stdout)
                 code, errors = await end(tap, signal.SIGINT)
     assert (code, errors) == (INTERRUPTED, "— the node is back —\n")
+
+
+async def test_tap_counts_what_does_not_verify(home: Home) -> None:
+    async with up(home), client(home) as one:
+        await one.say("lab", "first")
+        async with running("tap", "--home", home.path, "--last", "1", "lab") as tap:
+            assert "first" in await line(tap.stdout)
+            node = home.running()
+            assert node
+            bus = await NatsBus.connect(node.url, nkey_seed=home.signer("node").seed(), manage_stream=False)
+            await bus.send(f"e.lab.{home.mesh_id()}.{home.signer('node').public}", b"made up")
+            await bus.close()
+            assert "1 that did not verify" in await line(tap.stderr)
+            assert await end(tap, signal.SIGINT) == (INTERRUPTED, "")
 
 
 @pytest.mark.parametrize("command", ["tap", "chat"])

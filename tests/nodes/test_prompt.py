@@ -76,7 +76,7 @@ def test_nobody_can_speak_for_others_in_a_transcript(text: str) -> None:
         ("<mara> hello", ""),
         ("", ""),
         ("  \n ", ""),
-        ("a\x1b[31mb\x07\u202ec", "a[31mbc"),
+        ("a\x1b[31mb\x07\u202ec\ud800", "a[31mbc"),
         ("x < y and y <z> w", "x < y and y <z> w"),
         ("One.\n\nTwo.", "One.\n\nTwo."),
     ],
