@@ -11,11 +11,13 @@ from nodes.config import MeshConfig
 from nodes.em import Em
 from nodes.errors import NodeError
 from nodes.home import Home
+from nodes.room import SHOWN
 from protocol.acts import ID_BYTES
 from protocol.frame import MAX_ACTS
 
 MIN_DIGITS: Final = 6  # of an id that is not written out; fewer are a slip, not a name
 LAST: Final = "last"
+RECENT: Final = 100  # acts in which `last` looks for words: edits, reactions and stops are passed over
 GONE: Final = "(taken back)"
 
 _HEX: Final = frozenset(string.hexdigits)
@@ -87,10 +89,11 @@ def lookup(store: Store | None, text: str) -> bytes:
     """The id that somebody means: in hex, its first digits, or `last`. Raises NodeError when it names none, or many."""
     if text.lower() == LAST:
         basin = None if store is None else store.one("SELECT basin FROM frames ORDER BY n DESC LIMIT 1")
-        newest = recent(store, basin[0], 1) if store and basin else []
-        if not newest:
+        newest = recent(store, basin[0], RECENT) if store and basin else []
+        said = [entry for entry in newest if entry.act.kind in SHOWN]
+        if not said:
             raise NodeError("nothing was said here yet")
-        return newest[0].act.id
+        return said[-1].act.id
     digits = text.lower()
     if not MIN_DIGITS <= len(digits) <= 2 * ID_BYTES or not _HEX.issuperset(digits):
         raise NodeError(

@@ -37,7 +37,7 @@ from nodes.models.scripted import Scripted
 from nodes.node import Ground, Identity, Node
 from nodes.speaker import Models
 from nodes.transfer import export_home, import_home
-from protocol.keys import KeyKind, Signer
+from protocol.keys import KeyKind, NodeId, Signer
 
 HOSTILE = "\x1b]0;owned\x07 red\x1b[31m\u202e\x9b2J\nmesh: all is well"
 APORIA = "reply_on_name: true\n"
@@ -80,7 +80,9 @@ async def hosting(home: Home, model: Scripted) -> AsyncIterator[Node]:
     async with MemoryBroker() as broker:
         store = Store(home.database, SCHEMAS)
         ground = Ground(broker.connect(), store, Models(model, lambda _: "chat", "scripted"), now_ms)
-        node = Node(home.config(), home.ems, Identity(home.mesh_id(), home.signer("node"), home.trust()), ground)
+        client = NodeId(home.signer("client").public)
+        identity = Identity(home.mesh_id(), home.signer("node"), home.trust(), client)
+        node = Node(home.config(), home.ems, identity, ground)
         async with asyncio.TaskGroup() as group:
             task = group.create_task(node.run())
             await node.ready.wait()
