@@ -216,16 +216,16 @@ class Runtime:
         left_s = (entry.act.budget.until_ms - self._parts.clock()) / 1000
         async with asyncio.timeout(left_s) as scope:
             self._scopes[em.name] = (turn.basin, scope)
-            await asyncio.sleep(em.settings.delay_s)
 
             def show(text: str) -> None:
                 body = {"text": text, "state": "writing"}
-                act = entry.act
-                partial = Act(
-                    ActId(turn.id), "attend", em.name, [act.id], act.root, act.budget, self._parts.clock(), body
+                act, now = entry.act, self._parts.clock()
+                self._parts.show(
+                    turn.basin, Act(ActId(turn.id), "attend", em.name, [act.id], act.root, act.budget, now, body)
                 )
-                self._parts.show(turn.basin, partial)
 
+            show("")
+            await asyncio.sleep(em.settings.delay_s)
             return await ask(em, self._parts.models, plan.request, show)
 
     def _failed(self, answered: Act, error: Exception) -> str:

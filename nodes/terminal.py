@@ -152,11 +152,13 @@ class Screen:
         return self.act(Said(author, ("… " if cut else "") + "\n".join(lines[-LIVE_LINES + cut :])))
 
     def note(self, text: str) -> str:
-        """A line of the command's own, dim, so that nobody takes it for somebody's words; ends with a newline."""
+        """A line of the command's own, dim, so that nobody takes it for somebody's words; ends with a newline.
+
+        The terminal wraps it, so that a command in it can be copied.
+        """
         from rich.text import Text
 
-        lines = wrap(" ".join(clean(text)), (self.width or 10_000) - 1, (self.width or 10_000) - 1 - INDENT)
-        return styled(Text(("\n" + " " * INDENT).join(lines), "dim"), self._colours) + "\n"
+        return styled(Text(" ".join(clean(text)), "dim"), self._colours) + "\n"
 
     def write(self, line: str) -> None:
         """Write a line at once."""

@@ -7,12 +7,11 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import run_in_terminal
+from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
@@ -156,10 +155,10 @@ class Chat:
         self._note(f"{self._basin} · ems: {ems} · /help")
         with contextlib.suppress(NotImplementedError, ValueError):  # Windows
             self._loop.add_signal_handler(signal.SIGTERM, self._leave)
+        # One prompt for the whole talk: between two of them the terminal would print what is typed ahead.
+        self._session.default_buffer.accept_handler = self._accept
         with contextlib.suppress(EOFError):
-            while (line := await self._session.prompt_async(set_exception_handler=False)).strip() != QUIT:
-                if line.strip():
-                    self._typed.put_nowait(line)
+            await self._session.prompt_async(set_exception_handler=False)
 
     async def say(self) -> None:
         """Do what the typed lines say, in their order."""
@@ -170,6 +169,14 @@ class Chat:
                     self._note(note)
             except (NodeError, MeshError, ProtocolError) as error:
                 self._note(f"not done: {error}")
+
+    def _accept(self, buffer: Buffer) -> bool:
+        """Take a line; returns whether it stays where it was typed."""
+        if buffer.text.strip() == QUIT:
+            self._leave()
+        elif buffer.text.strip():
+            self._typed.put_nowait(buffer.text)
+        return False
 
     def _leave(self) -> None:
         if self._session.app.is_running:
@@ -203,8 +210,17 @@ class Chat:
         self._out += text
 
     def _flush(self) -> None:
+        """Write what waits. prompt_toolkit's own way to do this lets the terminal print keys meanwhile."""
         text, self._out = self._out, ""
-        run_in_terminal(partial(self._screen.write, text))
+        app = self._session.app
+        if not app.is_running:
+            self._screen.write(text)
+            return
+        app.renderer.erase()
+        app.output.write_raw(text.replace("\n", "\r\n"))
+        app.output.flush()
+        app.renderer.request_absolute_cursor_position()
+        app.invalidate()
 
     def _note(self, text: str) -> None:
         self._print(self._screen.note(f"— {text} —"))
@@ -225,9 +241,11 @@ class Names(Completer):
     def __init__(self) -> None:
         self.ems: Sequence[str] = ()
 
-    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:  # noqa: ARG002 - prompt_toolkit's
-        """What the word before the cursor may become."""
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        """What the word before the cursor may become; unasked, not what no word may become."""
         word = word_before(document)
+        if not word and not complete_event.completion_requested:
+            return
         if word.startswith("/") and document.text_before_cursor == word:
             found = COMMANDS
         else:

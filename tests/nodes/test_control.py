@@ -43,13 +43,15 @@ def client(world: World, signer: Signer = CLIENT) -> Client:
 async def test_the_owner_speaks_listens_and_looks_back(world: World) -> None:
     async with served(world) as one, one.listening("yappings") as inbox:
         said = await one.say("yappings", "aporia?")
-        heard = [await anext(inbox), await anext(inbox)]
-        assert [(entry.act.author, entry.act.text) for entry in heard if entry.kept] == [
-            ("mara", "aporia?"),
-            ("aporia", "Yes."),
+        heard = [await anext(inbox) for _ in range(3)]
+        assert [(entry.kept, entry.act.kind, entry.act.author, entry.act.text) for entry in heard] == [
+            (True, "say", "mara", "aporia?"),
+            (False, "attend", "aporia", ""),
+            (True, "say", "aporia", "Yes."),
         ]
-        answer = await one.say("yappings", "thank you", answers=heard[1].act.id.hex())
-        assert answer["refs"] == [heard[1].act.id.hex()]
+        assert heard[1].act.id == heard[2].act.id
+        answer = await one.say("yappings", "thank you", answers=heard[2].act.id.hex())
+        assert answer["refs"] == [heard[2].act.id.hex()]
         assert [entry["text"] for entry in await one.history("yappings", 2)][-1] == "thank you"
         status = await one.status()
         assert (status["ems"], status["human"], status["refused"]) == (["aporia"], "mara", 0)

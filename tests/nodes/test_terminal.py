@@ -238,7 +238,7 @@ def test_how_to_start_it_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ("hello @ap", ["@aporia"]),
         ("/s", ["/stop"]),
         ("hello /s", []),
-        ("", ["aletheia", "aporia"]),
+        ("hello ", []),
         ("xyz", []),
     ],
 )
@@ -246,6 +246,8 @@ def test_names_are_completed(typed: str, found: list[str]) -> None:
     names = Names()
     names.ems = ["aletheia", "aporia"]
     assert [one.text for one in names.get_completions(Document(typed), CompleteEvent())] == found
+    asked = names.get_completions(Document("hello "), CompleteEvent(completion_requested=True))
+    assert [one.text for one in asked] == ["aletheia", "aporia"]
 
 
 def test_typed_lines_are_kept_for_their_owner_and_not_for_ever(tmp_path: Path) -> None:
