@@ -8,6 +8,7 @@ async with connect() as mesh:            # nodes.commands.connection
 """
 
 import asyncio
+import secrets
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -25,7 +26,7 @@ from protocol.address import check_name, parse_subject
 from protocol.errors import ProtocolError
 from protocol.frame import decode_frame
 from protocol.keys import MeshId, Signer
-from protocol.request import encode_request
+from protocol.request import NONCE_BYTES, encode_request
 
 REQUEST_S: Final = 30.0  # how long the node may take: a full disk makes it slow, and then it says so
 INBOX: Final = 4_096  # acts that wait for a slow reader; the oldest are dropped and counted
@@ -93,7 +94,8 @@ class Client:
 
     async def request(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Ask the node for something. Raises NotRunning, or NodeError with the node's own sentence."""
-        asked = encode_request(self._signer, operation, self._clock(), msgspec.json.encode(arguments))
+        nonce, body = secrets.token_bytes(NONCE_BYTES), msgspec.json.encode(arguments)
+        asked = encode_request(self._signer, operation, self._clock(), nonce, body)
         try:
             data = await self._bus.request(f"c.{self._mesh}.{operation}", asked, REQUEST_S)
         except BusRefused:

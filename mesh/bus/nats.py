@@ -40,7 +40,22 @@ _log = structlog.get_logger()
 
 
 class _Client(Client):
-    """nats-py's client with three habits changed; each is tested from outside. It types its futures loosely."""
+    """nats-py's client with four habits changed; each is tested from outside. It types its futures loosely."""
+
+    _ended = False
+
+    async def end(self) -> None:
+        """Close for good; nats-py's attempts to reconnect may swallow their cancellation and go on for ever."""
+        self._ended = True
+        await self.close()
+        while (task := self._reconnection_task) is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=RECONNECT_S)
+
+    async def _select_next_server(self) -> None:
+        if self._ended:
+            raise errors.NoServersError
+        await super()._select_next_server()
 
     async def _process_err(self, err_msg: str) -> None:
         """Come back after any error of the server; nats-py closes itself for good after most of them."""
@@ -156,7 +171,7 @@ class _Wire:
             with contextlib.suppress(errors.Error, TimeoutError):
                 async with asyncio.timeout(2 * DRAIN_S):  # nats-py flushes once more after its own time limit
                     await client.drain()
-            await client.close()
+        await client.end()
         await self._on_disconnected()
         self._up.set()  # whoever waits for a connection learns that there will be none
 

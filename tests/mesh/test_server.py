@@ -534,3 +534,19 @@ def test_a_key_or_path_that_is_no_such_thing_never_reaches_the_configuration(log
 def test_words_of_others_become_one_printable_line() -> None:
     assert plain("a\x1b[31mb\r\n\tc\u202ed") == "a [31mb c d"
     assert len(plain("x" * 10_000)) == LINE_LIMIT
+
+
+async def test_closing_while_the_server_is_away_leaves_nothing_behind(server: Server, logins: Logins) -> None:
+    """Closed at any moment of coming back, the driver's tasks end: a command that gives up must not hang."""
+    before = asyncio.all_tasks()
+    for place in range(12):
+        await server.start()
+        bus = await NatsBus.connect(server.url, nkey_seed=logins.node)
+        await server.stop()
+        for _ in range(place * 5):
+            await asyncio.sleep(0)
+        await bus.close()
+        async with asyncio.timeout(5):
+            while asyncio.all_tasks() - before:
+                await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before

@@ -93,12 +93,19 @@ async def test_a_request_that_the_owner_did_not_sign_is_refused(world: World) ->
 async def test_a_request_is_answered_once(world: World) -> None:
     async with served(world) as one:
         body = msgspec.json.encode({"basin": "yappings", "text": "once"})
-        asked = encode_request(CLIENT, "say", NOW, body)
+        asked = encode_request(CLIENT, "say", NOW, bytes(8), body)
         bus = world.broker.connect()
         first, again = [await bus.request(f"c.{MESH_ID}.say", asked, 5) for _ in range(2)]
         assert b"once" in first
         assert b"answered before" in again
         assert (await one.status())["acts"] == 1
+
+
+async def test_the_same_request_twice_in_a_millisecond_is_two(world: World) -> None:
+    async with served(world) as one:
+        await one.say("yappings", "twice")
+        await one.say("yappings", "twice")
+        assert (await one.status())["acts"] == 2
 
 
 async def test_without_a_node_it_says_how_to_start_one(world: World) -> None:

@@ -10,12 +10,12 @@ from protocol.keys import KeyKind, Signer
 from protocol.request import MAX_REQUEST, VALID_MS, decode_request, encode_request
 
 NOW = 1_800_000_000_000
-SAMPLE = encode_request(NODE, "say", NOW, b'{"text":"x"}')
+SAMPLE = encode_request(NODE, "say", NOW, b"nonce..8", b'{"text":"x"}')
 
 
 @given(st.binary(max_size=200), st.sampled_from(["say", "stop"]), st.integers(-VALID_MS, VALID_MS))
 def test_round_trip(body: bytes, operation: str, late: int) -> None:
-    request = decode_request(NODE.raw, operation, NOW + late, encode_request(NODE, operation, NOW, body))
+    request = decode_request(NODE.raw, operation, NOW + late, encode_request(NODE, operation, NOW, bytes(8), body))
     assert (request.body, request.at_ms) == (body, NOW)
 
 
@@ -46,6 +46,6 @@ def test_another_time_another_operation_and_another_key_are_refused(now: int) ->
 
 def test_length_is_bounded_on_both_sides() -> None:
     with pytest.raises(ValueError, match="at most"):
-        encode_request(NODE, "say", NOW, bytes(MAX_REQUEST + 1))
+        encode_request(NODE, "say", NOW, bytes(8), bytes(MAX_REQUEST + 1))
     with pytest.raises(BadRequest, match="long"):
         decode_request(NODE.raw, "say", NOW, bytes(MAX_REQUEST + 100))
