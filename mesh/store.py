@@ -55,8 +55,12 @@ class Store:
         with _plain(path):
             uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
             self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_MS / 1000)
-            if not read_only:
-                self._prepare(schemas)
+            try:
+                if not read_only:
+                    self._prepare(schemas)
+            except BaseException:
+                self._db.close()
+                raise
 
     def _prepare(self, schemas: Sequence[Sequence[str]]) -> None:
         self._db.execute(f"PRAGMA page_size = {PAGE_BYTES}")

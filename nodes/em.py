@@ -215,6 +215,8 @@ def load_ems(root: Path, unchanged: Mapping[str, Em] = MappingProxyType({})) -> 
         try:
             if folder.is_symlink() and not folder.resolve().is_relative_to(root.resolve()):
                 problems.append(sentence(folder, 1, "is a link that leads elsewhere; put a copy in its place"))
+            elif folder.is_symlink() and not folder.exists():
+                problems.append(sentence(folder, 1, "is a link that leads nowhere; remove it"))
             elif folder.is_dir():
                 ems.append(unchanged.get(name) or load_em(folder))
         except ConfigError as error:

@@ -47,7 +47,8 @@ class _Client(Client):
     async def end(self) -> None:
         """Close for good; nats-py's attempts to reconnect may swallow their cancellation and go on for ever."""
         self._ended = True
-        await self.close()
+        if self._current_server is not None:  # else it never began to connect
+            await self.close()
         while (task := self._reconnection_task) is not None and not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=RECONNECT_S)

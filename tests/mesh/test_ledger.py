@@ -1,7 +1,7 @@
 """The ledger: verified once, in order, each act once; what is refused is counted and never stored."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,8 +47,10 @@ class Book:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "node.db", SCHEMAS)
+def store(tmp_path: Path) -> Iterator[Store]:
+    one = Store(tmp_path / "node.db", SCHEMAS)
+    yield one
+    one.close()
 
 
 @pytest.fixture
