@@ -33,7 +33,7 @@ from mesh.clock import now_ms
 from mesh.ledger import Entry, Ledger
 from mesh.outbox import Outbox
 from mesh.server import Server, ServerKeys
-from mesh.store import Store
+from mesh.store import MESH_SCHEMA, Store
 from mesh.trust import Trust
 from nodes.commands.common import run_loop
 from protocol.acts import Act, new_id
@@ -47,7 +47,8 @@ IDLE = 300  # messages, 10 ms apart
 IDLE_S = 0.01
 MESH, NODE, CLIENT, SYSTEM = (Signer(bytes([n]) * 32, KeyKind.MESH if n == 1 else KeyKind.NODE) for n in (1, 2, 3, 4))
 KEYS = ServerKeys(MESH.public, NODE.public, CLIENT.public, SYSTEM.public)
-TRUST = Trust([Certificate(MeshId(MESH.public), NodeId(NODE.public), 0, 2**50, ["speak"])])
+CERTIFICATE = Certificate(MeshId(MESH.public), NodeId(NODE.public), 0, 2**50, ["speak"])
+TRUST = Trust([CERTIFICATE])
 END = b"end"
 SUBJECTS = {"core": "raw.core", "jetstream": "b.raw", "frames": "raw.frames"}
 NAMES = {
@@ -120,21 +121,22 @@ async def publish_frames(url: str, number: int, *, idle: bool) -> None:
 async def publish_ours(url: str, number: int, *, idle: bool) -> None:
     """Say acts through the outbox, all waiting at the start, or one at a time."""
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) / "node.db")
+        store = Store(Path(folder) / "node.db", {"mesh": MESH_SCHEMA})
         bus = await NatsBus.connect(url, nkey_seed=NODE.seed())
-        outbox = Outbox(bus, store, NODE, MeshId(MESH.public), now_ms)
+        outbox = Outbox(bus, store, NODE, CERTIFICATE, now_ms)
         if not idle:
             with store.transaction():
                 for place in range(number):
                     outbox.put("bench", act(place, text()))
+            outbox.resume({})
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         async with asyncio.TaskGroup() as group:
             task = group.create_task(outbox.run())
             for place in range(number if idle else 0):
                 with store.transaction():
-                    outbox.put("bench", act(place, text()))
-                outbox.wake()
+                    waiting = outbox.put("bench", act(place, text()))
+                outbox.send(waiting)
                 await asyncio.sleep(IDLE_S)
             while outbox.waiting():  # noqa: ASYNC110 - another task empties it
                 await asyncio.sleep(IDLE_S)
@@ -218,7 +220,7 @@ async def measure(kind: str, url: str, number: int, *, idle: bool) -> dict[str, 
         async with asyncio.TaskGroup() as group:
             tasks: list[asyncio.Task[None]] = []
             if kind == "ours":
-                store = Store(Path(folder) / "node.db")
+                store = Store(Path(folder) / "node.db", {"mesh": MESH_SCHEMA})
                 bus = await NatsBus.connect(url, nkey_seed=NODE.seed())
                 ledger = Ledger(bus, store, TRUST, now_ms, counter.take_all)
                 ready = asyncio.Event()

@@ -11,14 +11,14 @@ Frames are kept as they were signed, so that everything can be proved later; an 
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 import structlog
 
-from mesh.bus.base import Bus, Message, Stored
+from mesh.bus.base import Bus, Consumer, Message, Stored
 from mesh.clock import Clock
 from mesh.store import Store
 from mesh.trust import Trust
@@ -30,8 +30,7 @@ from protocol.frame import HEADER_BYTES, MAX_ACTS, Frame, decode_frame, reread_f
 from protocol.keys import MeshId, NodeId
 
 SLICE: Final = 32  # frames a transaction: at most 2,048 acts, about 15 ms, so that the loop stays responsive
-MAX_GAP: Final = 10_000  # missing sequences that are noted singly; a larger leap notes the newest of them
-BUDGETS: Final = 16_384  # recent acts whose budgets are kept in memory for checking what answers them
+PARENTS: Final = 16_384  # recent acts whose budgets are kept in memory for checking what answers them
 RECENT: Final = 8_192  # frames that arrived directly and are expected from the stream as well
 
 log = structlog.get_logger(__name__)
@@ -63,8 +62,9 @@ class Ledger:
             (origin, basin): sequence
             for origin, basin, sequence in store.rows("SELECT origin, basin, sequence FROM marks")
         }
-        self._budgets: dict[bytes, Budget] = {}
-        self._early: OrderedDict[bytes, None] = OrderedDict()
+        self._parents: dict[bytes, tuple[bytes, Budget]] = {}  # recent acts: their root and what they left
+        self._early: OrderedDict[bytes, list[bytes]] = OrderedDict()  # seals of frames that came directly: their acts
+        self._warned: Counter[str] = Counter()
 
     @property
     def cursor(self) -> int:
@@ -79,24 +79,31 @@ class Ledger:
     async def run(self, name: str, caught_up: Callable[[], None], after: Callable[[], None]) -> None:
         """Read for ever.
 
-        `caught_up` is called once, when all that was stored at the start is kept; `after` after every commit.
+        `caught_up` is called once, when all that was stored at the start is kept; `after` after every commit. Raises
+        StoreFailed: what was in memory only is then worth nothing, and the node must start again.
         """
         cursor = await self._catch_up(after)
         consumer = await self._bus.consume(name, cursor)
-        direct = await self._bus.subscribe("b.>", self._listener(after))
+        broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        direct = await self._bus.subscribe("b.>", self._listener(after, broken))
         try:
             caught_up()
-            while True:
-                batch = [stored for stored in await consumer.batch() if stored.seq > cursor]
-                for start in range(0, len(batch), SLICE):
-                    part = batch[start : start + SLICE]
-                    self.keep(part)
-                    cursor = part[-1].seq
-                    after()
-                    await consumer.ack(cursor)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow(consumer, cursor, after), name="stream")
+                await broken
         finally:
             await direct.close()
             await consumer.close()
+
+    async def _follow(self, consumer: Consumer, cursor: int, after: Callable[[], None]) -> None:
+        while True:
+            batch = [stored for stored in await consumer.batch() if stored.seq > cursor]
+            for start in range(0, len(batch), SLICE):
+                part = batch[start : start + SLICE]
+                self.keep(part)
+                cursor = part[-1].seq
+                after()
+                await consumer.ack(cursor)
 
     async def _catch_up(self, after: Callable[[], None]) -> int:
         """Read what was stored since; gives the cursor.
@@ -115,32 +122,46 @@ class Ledger:
             await asyncio.sleep(0)
         return cursor
 
-    def _listener(self, after: Callable[[], None]) -> Callable[[Message], Awaitable[None]]:
+    def _listener(
+        self, after: Callable[[], None], broken: "asyncio.Future[None]"
+    ) -> Callable[[Message], Awaitable[None]]:
         async def take(message: Message) -> None:
-            checked = self._check(message.subject, message.data)
-            if checked is None or _seal(message.data) in self._early:
-                return
-            with self._store.transaction():
-                self._keep([(*checked, message.data)])
-            self._early[_seal(message.data)] = None
-            if len(self._early) > RECENT:
-                self._early.popitem(last=False)
-            after()
+            try:
+                self.hear(message.subject, message.data)
+                after()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it ends the ledger, in `run`
+                if not broken.done():
+                    broken.set_exception(error)
 
         return take
 
-    def keep(self, batch: Sequence[Stored], last: int | None = None) -> None:
-        """Verify and store one batch, and move the cursor behind it, or to `last`.
+    def hear(self, where: str, data: bytes) -> None:
+        """Keep one frame that came directly, before the stream has it for certain."""
+        checked = self._check(where, data)
+        if checked is None or _seal(data) in self._early:
+            return
+        with self._store.transaction():
+            self._keep([(*checked, data)])
+        self._early[_seal(data)] = [act.id for act in checked[1].acts]
+        if len(self._early) > RECENT:
+            self._early.popitem(last=False)
 
-        What is refused is counted, never stored.
+    def keep(self, batch: Sequence[Stored], last: int | None = None) -> None:
+        """Verify and store one batch of the stream, and move the cursor behind it, or to `last`.
+
+        What is refused is counted, never stored. What the stream has need not wait in the outbox any more.
         """
-        checked = [
-            (*found, stored.data)
-            for stored in batch
-            if _seal(stored.data) not in self._early and (found := self._check(stored.subject, stored.data))
-        ]
+        stored: list[bytes] = []
+        checked: list[tuple[Subject, Frame, bytes]] = []
+        for one in batch:
+            early = self._early.pop(_seal(one.data), None)
+            found = None if early else self._check(one.subject, one.data)
+            if found:
+                checked.append((*found, one.data))
+            stored += early or ([act.id for act in found[1].acts] if found else [])
         with self._store.transaction():
             self._keep(checked)
+            self._store.many("DELETE FROM outbox WHERE id = ?", ((identity,) for identity in stored))
             self._store.execute("UPDATE cursor SET seq = ?", (batch[-1].seq if last is None else last,))
 
     def _keep(self, frames: Iterable[tuple[Subject, Frame, bytes]]) -> None:
@@ -161,43 +182,47 @@ class Ledger:
         return subject, frame
 
     def _insert(self, subject: Subject, frame: Frame, data: bytes) -> list[Entry]:
+        """Keep what is new in a frame; a frame without anything new is not kept again."""
         origin = self._origin(subject)
         self._note(origin, frame)
-        n = self._store.insert(_INSERT_FRAME, (frame.basin, origin, data)) or 0
-        places = self._places(subject, frame, n * MAX_ACTS)
-        left_out = [position for position in range(len(frame.acts)) if n * MAX_ACTS + position not in places]
-        if left_out:
-            mask = sum(1 << position for position in left_out)
-            self._store.execute("UPDATE frames SET left_out = ? WHERE n = ?", (_signed(mask), n))
-        return [Entry(place, frame.basin, subject.mesh, frame.node, act) for place, act in places.items()]
-
-    def _places(self, subject: Subject, frame: Frame, first: int) -> dict[int, Act]:
-        """Index the acts of a frame; gives those that are new and lawful, by place."""
-        places = {first + position: act for position, act in enumerate(frame.acts) if self._lawful(subject, act)}
-        rows = [(act.id, place) for place, act in places.items()]
-        if self._store.many(_INSERT_ACT, rows) == len(rows):
-            return places
-        held = {place for _, place in rows if self._store.one("SELECT 1 FROM acts WHERE place = ?", (place,))}
-        return {place: act for place, act in places.items() if place in held}
+        marks = ",".join("?" * len(frame.acts))
+        sql = f"SELECT id FROM acts WHERE id IN ({marks})"  # noqa: S608 - question marks only
+        known = {row[0] for row in self._store.rows(sql, [act.id for act in frame.acts])}
+        new: dict[bytes, int] = {}
+        for position, act in enumerate(frame.acts):
+            if act.id not in known and act.id not in new and self._lawful(subject, act):
+                new[act.id] = position
+        if not new:
+            return []
+        left_out = sum(1 << position for position in set(range(len(frame.acts))) - set(new.values()))
+        n = self._store.insert(_INSERT_FRAME, (frame.basin, origin, _signed(left_out), data)) or 0
+        first = n * MAX_ACTS
+        self._store.many(_INSERT_ACT, [(identity, first + position) for identity, position in new.items()])
+        return [Entry(first + at, frame.basin, subject.mesh, frame.node, frame.acts[at]) for at in new.values()]
 
     def _lawful(self, subject: Subject, act: Act) -> bool:
-        """Whether an act leaves its chain no more than its parent did."""
-        if not act.is_root and (parent := self._budget(act.refs[0])) is not None:
+        """Whether an act stays in its parent's chain and leaves it no more than its parent did."""
+        parent = None if act.is_root else self._parent(act.refs[0])
+        if parent is not None:
+            root, budget = parent
+            if act.root != root:
+                self._refuse(subject.mesh, BadAct("the act is of another chain than the one that it answers"))
+                return False
             try:
-                check_child(parent, act.budget)
+                check_child(budget, act.budget)
             except BudgetRaised as error:
                 self._refuse(subject.mesh, error)
                 return False
-        if len(self._budgets) >= BUDGETS:
-            self._budgets.clear()  # the store has them all
-        self._budgets[act.id] = act.budget
+        if len(self._parents) >= PARENTS:
+            self._parents.clear()  # the store has them all
+        self._parents[act.id] = (act.root, act.budget)
         return True
 
-    def _budget(self, identity: bytes) -> Budget | None:
-        if known := self._budgets.get(identity):
+    def _parent(self, identity: bytes) -> tuple[bytes, Budget] | None:
+        if known := self._parents.get(identity):
             return known
         entry = find(self._store, identity)
-        return entry.act.budget if entry else None
+        return (entry.act.root, entry.act.budget) if entry else None
 
     def _origin(self, subject: Subject) -> int:
         key = (subject.mesh, subject.node)
@@ -210,26 +235,35 @@ class Ledger:
         """Follow the sequence of a node in a basin: note what is missing, and what has come after all."""
         mark = self._marks.get((origin, frame.basin), 0)
         if frame.sequence <= mark:
-            self._store.execute(
-                "DELETE FROM gaps WHERE (origin, basin, sequence) = (?, ?, ?)", (origin, frame.basin, frame.sequence)
-            )
+            self._close_gap(origin, frame.basin, frame.sequence)
             return
-        missing = range(max(mark + 1, frame.sequence - MAX_GAP), frame.sequence)
-        if missing:
-            log.warning(
-                "frames are missing", node=frame.node[:8], basin=frame.basin, first=missing[0], last=missing[-1]
-            )
-            self._store.many(
-                "INSERT OR IGNORE INTO gaps VALUES (?, ?, ?)", [(origin, frame.basin, one) for one in missing]
-            )
+        if frame.sequence > mark + 1:
+            missing = (mark + 1, frame.sequence - 1)
+            log.warning("frames are missing", node=frame.node[:8], basin=frame.basin, first=missing[0], last=missing[1])
+            self._store.execute("INSERT OR REPLACE INTO gaps VALUES (?, ?, ?, ?)", (origin, frame.basin, *missing))
         self._marks[origin, frame.basin] = frame.sequence
         self._store.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", (origin, frame.basin, frame.sequence))
 
+    def _close_gap(self, origin: int, basin: str, sequence: int) -> None:
+        where = (origin, basin)
+        sql = "SELECT first, last FROM gaps WHERE origin = ? AND basin = ? AND ? BETWEEN first AND last"
+        if row := self._store.one(sql, (*where, sequence)):
+            first, last = row
+            self._store.execute("DELETE FROM gaps WHERE origin = ? AND basin = ? AND first = ?", (*where, first))
+            rest = [(first, sequence - 1), (sequence + 1, last)]
+            parts = [(*where, low, high) for low, high in rest if low <= high]
+            self._store.many("INSERT INTO gaps VALUES (?, ?, ?, ?)", parts)
+
     def _refuse(self, mesh: str, error: ProtocolError) -> None:
+        """Count a refusal; meshes that nobody vouches for share one row, or strangers would fill the table."""
+        known = mesh if self._trust.knows(mesh) else "unknown"
         reason = type(error).__name__
-        log.warning("refused what a node said", mesh=mesh[:8], reason=str(error)[:200])
+        self._warned[known] += 1
+        times = self._warned[known]
+        if times & (times - 1) == 0:  # the 1st, 2nd, 4th, 8th: a flood is not answered with a flood
+            log.warning("refused what a node said", mesh=known[:8], reason=str(error)[:200], times=times)
         self._store.execute(
-            "INSERT INTO refusals VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET times = times + 1", (mesh, reason)
+            "INSERT INTO refusals VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET times = times + 1", (known, reason)
         )
 
 
@@ -260,6 +294,11 @@ def find(store: Store, identity: bytes) -> Entry | None:
 def count(store: Store) -> int:
     """How many acts are kept."""
     return store.one("SELECT count(*) FROM acts")[0]
+
+
+def missing(store: Store) -> int:
+    """How many frames are known to be missing."""
+    return store.one("SELECT coalesce(sum(last - first + 1), 0) FROM gaps")[0]
 
 
 def decode_act(data: bytes) -> Act:
@@ -296,7 +335,7 @@ def _signed(mask: int) -> int:
 
 
 _FRAMES: Final = "SELECT n, mesh, node, left_out, frame FROM frames JOIN origins USING (origin)"
-_INSERT_FRAME: Final = "INSERT INTO frames (basin, origin, left_out, frame) VALUES (?, ?, 0, ?)"
-_INSERT_ACT: Final = "INSERT OR IGNORE INTO acts (id, place) VALUES (?, ?)"
+_INSERT_FRAME: Final = "INSERT INTO frames (basin, origin, left_out, frame) VALUES (?, ?, ?, ?)"
+_INSERT_ACT: Final = "INSERT INTO acts (id, place) VALUES (?, ?)"
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Act).decode

@@ -19,20 +19,26 @@ from mesh.ledger import decode_act, encode_act
 from mesh.store import Store
 from protocol.acts import Act, check_act
 from protocol.address import Subject
+from protocol.certificate import Certificate
+from protocol.errors import BadCertificate
 from protocol.frame import FLUSH_BYTES, MAX_ACTS, encode_frame, frame_id
-from protocol.keys import MeshId, NodeId, Signer
+from protocol.keys import Signer
 
 WINDOW: Final = 4  # frames of a basin on their way at once: one is signed while the server syncs another
 RETRY_S: Final = 0.2  # between attempts while the server is away; the client reconnects by itself
+BARRED_S: Final = 1.0  # between two looks whether the certificate is valid
 MAX_WAITING: Final = 100_000  # acts; beyond it new ones are refused, so that a dead server cannot fill the disk
 
 T = TypeVar("T")
 
 
-class _Waiting(NamedTuple):
-    n: int  # its place in the table
+class Waiting(NamedTuple):
+    """An act in the outbox's table, at place `n`, of `size` bytes on the wire."""
+
+    n: int
+    basin: str
     act: Act
-    size: int  # bytes on the wire
+    size: int
 
 
 log = structlog.get_logger(__name__)
@@ -41,25 +47,28 @@ log = structlog.get_logger(__name__)
 class Outbox:
     """Frames, signs and publishes acts, in order per basin."""
 
-    def __init__(self, bus: Bus, store: Store, signer: Signer, mesh: MeshId, clock: Clock) -> None:
-        self._bus, self._store, self._signer, self._mesh, self._clock = bus, store, signer, mesh, clock
-        self._queues: dict[str, deque[_Waiting]] = {}
+    def __init__(self, bus: Bus, store: Store, signer: Signer, certificate: Certificate, clock: Clock) -> None:
+        """`certificate` is the mesh's for this node: while it is not valid, nothing is sent, and nothing lost."""
+        self._bus, self._store, self._signer, self._clock = bus, store, signer, clock
+        self._certificate = certificate
+        self._queues: dict[str, deque[Waiting]] = {}
         self._sequences: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._sent: dict[bytes, asyncio.Event] = {}
 
-    def put(self, basin: str, act: Act) -> None:
-        """Keep an act for sending. Call it within a transaction, and `wake` after it.
+    def put(self, basin: str, act: Act) -> Waiting:
+        """Keep an act for sending. Call it within a transaction, and `send` with the result after that committed.
 
         Raises BadAct for what others would refuse: it would take the acts that share its frame with it.
         """
         data = encode_act(act)
         check_act(decode_act(data))
         n = self._store.insert("INSERT INTO outbox (id, basin, act) VALUES (?, ?, ?)", (act.id, basin, data))
-        self._queues.setdefault(basin, deque()).append(_Waiting(n or 0, act, len(data)))
+        return Waiting(n or 0, basin, act, len(data))
 
-    def wake(self) -> None:
-        """Say that a transaction with `put` in it has committed."""
+    def send(self, waiting: Waiting) -> None:
+        """Send an act that the table holds."""
+        self._queues.setdefault(waiting.basin, deque()).append(waiting)
         self._wake.set()
 
     def waiting(self) -> int:
@@ -71,37 +80,54 @@ class Outbox:
         return [waiting.act for queue in self._queues.values() for waiting in queue]
 
     async def say(self, basin: str, act: Act) -> None:
-        """Put one act and wait until the stream has it. Raises BusFull when too much is waiting already."""
+        """Put one act and wait until the stream has it.
+
+        Raises BusFull when too much is waiting already, BadCertificate when this node may not speak now, BadAct.
+        """
+        self._certificate.check(self._clock())
         if self.waiting() >= MAX_WAITING:
             raise BusFull(f"{MAX_WAITING} acts wait for a server that is away; nothing more is taken")
-        sent = self._sent.setdefault(act.id, asyncio.Event())
         with self._store.transaction():
-            self.put(basin, act)
-        self.wake()
+            waiting = self.put(basin, act)
+        sent = self._sent.setdefault(act.id, asyncio.Event())
         try:
+            self.send(waiting)
             await sent.wait()
         finally:
             self._sent.pop(act.id, None)
 
     def resume(self, sequences: Mapping[str, int]) -> None:
-        """Take up what an earlier run left, but not what the ledger has heard: the stream has that.
+        """Take up what an earlier run left and the stream does not have.
 
         Call it once, when the ledger has caught up; `sequences` holds the last sequence this node used in each basin.
         """
         self._sequences = dict(sequences)
-        with self._store.transaction():
-            self._store.execute("DELETE FROM outbox WHERE id IN (SELECT id FROM acts)")
         self._queues.clear()
         for n, basin, data in self._store.rows("SELECT n, basin, act FROM outbox ORDER BY n"):
-            self._queues.setdefault(basin, deque()).append(_Waiting(n, decode_act(data), len(data)))
+            self._queues.setdefault(basin, deque()).append(Waiting(n, basin, decode_act(data), len(data)))
 
     async def run(self) -> None:
         """Publish for ever. Raises BusFull or BusRefused (within an ExceptionGroup): nothing is lost."""
         while True:
             self._wake.clear()
+            await self._allowed()
             await _together([self._flush(basin) for basin in self._queues])
             if not self._queues:
                 await self._wake.wait()
+
+    async def _allowed(self) -> None:
+        """Wait until the certificate is valid: whatever is sent before would be refused everywhere, and so lost."""
+        told = False
+        while True:
+            try:
+                self._certificate.check(self._clock())
+            except BadCertificate as error:
+                if not told:
+                    log.warning("nothing is sent, and what is said is kept", reason=str(error))
+                told = True
+                await asyncio.sleep(BARRED_S)
+            else:
+                return
 
     async def _flush(self, basin: str) -> None:
         """Send what waits for a basin, at most WINDOW frames."""
@@ -120,7 +146,7 @@ class Outbox:
 
     async def _publish(self, basin: str, frames: Sequence[Sequence[Act]]) -> None:
         """Sign and publish, in order; what is not acknowledged is sent again, byte for byte, until it is."""
-        subject = str(Subject(True, basin, self._mesh, NodeId(self._signer.public)))
+        subject = str(Subject(True, basin, self._certificate.mesh, self._certificate.node))
         first = self._sequences.get(basin, 0) + 1
         waiting: list[bytes] = [
             encode_frame(self._signer, sequence, self._clock(), basin, acts)
@@ -154,9 +180,9 @@ async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-def _framed(queue: Iterable[_Waiting]) -> Iterator[list[_Waiting]]:
+def _framed(queue: Iterable[Waiting]) -> Iterator[list[Waiting]]:
     """Cut what waits into frames: at most MAX_ACTS, and FLUSH_BYTES unless a single act is longer."""
-    frame, size = list[_Waiting](), 0
+    frame, size = list[Waiting](), 0
     for waiting in queue:
         if frame and (len(frame) == MAX_ACTS or size + waiting.size > FLUSH_BYTES):
             yield frame

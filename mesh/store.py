@@ -5,9 +5,10 @@ and the stream, which is synced, delivers them again.
 """
 
 import sqlite3
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from mesh.errors import StoreFailed
@@ -29,7 +30,8 @@ MESH_SCHEMA: Final = (
         origin INTEGER NOT NULL, basin TEXT NOT NULL, sequence INTEGER NOT NULL, PRIMARY KEY (origin, basin)
     ) WITHOUT ROWID;
     CREATE TABLE gaps (
-        origin INTEGER NOT NULL, basin TEXT NOT NULL, sequence INTEGER NOT NULL, PRIMARY KEY (origin, basin, sequence)
+        origin INTEGER NOT NULL, basin TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+        PRIMARY KEY (origin, basin, first)
     ) WITHOUT ROWID;
     CREATE TABLE refusals (
         mesh TEXT NOT NULL, reason TEXT NOT NULL, times INTEGER NOT NULL, PRIMARY KEY (mesh, reason)
@@ -45,9 +47,9 @@ class Store:
     """A SQLite database with migrations and plain transactions."""
 
     def __init__(
-        self, path: Path, schemas: Sequence[Sequence[str]] = (MESH_SCHEMA,), *, read_only: bool = False
+        self, path: Path, schemas: Mapping[str, Sequence[str]] = MappingProxyType({}), *, read_only: bool = False
     ) -> None:
-        """Open, creating and migrating as needed. `schemas` are lists of migration scripts, one list an owner.
+        """Open, creating and migrating as needed. `schemas` has each owner's migration scripts, which only grow.
 
         Raises StoreFailed when the file cannot be opened, written or migrated.
         """
@@ -62,21 +64,23 @@ class Store:
                 self._db.close()
                 raise
 
-    def _prepare(self, schemas: Sequence[Sequence[str]]) -> None:
+    def _prepare(self, schemas: Mapping[str, Sequence[str]]) -> None:
         self._db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        scripts = [script for schema in schemas for script in schema]
-        done: int = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if done > len(scripts):
+        self._db.execute("CREATE TABLE IF NOT EXISTS versions (owner TEXT PRIMARY KEY, version INTEGER NOT NULL)")
+        held = dict[str, int](self._db.execute("SELECT owner, version FROM versions").fetchall())
+        if any(version > len(schemas.get(owner, ())) for owner, version in held.items() if owner in schemas):
             raise StoreFailed(f"{self.path} was written by a newer ampmesh; use that version, or another home")
-        if 0 < done < len(scripts):
-            with sqlite3.connect(self.path.with_suffix(f".before-{len(scripts)}.db")) as backup:
-                self._db.backup(backup)
-            backup.close()
-        for number, script in enumerate(scripts[done:], start=done + 1):
-            self._db.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+        missing = [
+            (owner, number) for owner, scripts in schemas.items() for number in range(held.get(owner, 0), len(scripts))
+        ]
+        if any(number > 0 for _, number in missing):
+            copy_database(self.path, self.path.with_suffix(".before-migration.db"))
+        for owner, number in missing:
+            done = f"INSERT OR REPLACE INTO versions VALUES ('{owner}', {number + 1})"  # noqa: S608 - our own words
+            self._db.executescript(f"BEGIN; {schemas[owner][number]}; {done}; COMMIT;")
 
     @contextmanager
     def transaction(self) -> Generator[None]:
@@ -93,16 +97,19 @@ class Store:
 
     def execute(self, sql: str, values: Sequence[object] = ()) -> int:
         """Run one statement; returns how many rows it changed."""
-        return self._db.execute(sql, values).rowcount
+        with _plain(self.path):
+            return self._db.execute(sql, values).rowcount
 
     def insert(self, sql: str, values: Sequence[object]) -> int | None:
         """Run `INSERT OR IGNORE`; returns the new row's number, or None when it was there already."""
-        done = self._db.execute(sql, values)
+        with _plain(self.path):
+            done = self._db.execute(sql, values)
         return done.lastrowid if done.rowcount else None
 
     def many(self, sql: str, rows: Iterable[Sequence[object]]) -> int:
         """Run one statement for many rows; returns how many it changed."""
-        return self._db.executemany(sql, rows).rowcount
+        with _plain(self.path):
+            return self._db.executemany(sql, rows).rowcount
 
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
         """All rows of a query."""

@@ -6,6 +6,7 @@ from protocol.address import Subject
 from protocol.certificate import Certificate, Revocation
 from protocol.errors import BadCertificate
 from protocol.frame import Frame
+from protocol.keys import MeshId, NodeId
 
 CLOCK_SKEW_MS = 300_000  # a frame from five minutes ahead is a clock that runs fast, not an attack
 
@@ -21,6 +22,14 @@ class Trust:
             held = self._revoked.get(revocation.mesh)
             if held is None or held.serial < revocation.serial:
                 self._revoked[revocation.mesh] = revocation
+
+    def certificate(self, mesh: str, node: str) -> Certificate | None:
+        """What vouches for a node, if anything does."""
+        return self._certificates.get((MeshId(mesh), NodeId(node)))
+
+    def knows(self, mesh: str) -> bool:
+        """Whether any certificate of a mesh is held."""
+        return any(held == mesh for held, _ in self._certificates)
 
     def check(self, subject: Subject, frame: Frame, now_ms: int) -> None:
         """Raise BadCertificate unless the frame came by the subject of its own basin and node, and the mesh vouches.

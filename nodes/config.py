@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
 from nodes.commented import commented
+from nodes.errors import ModelRefused
+from nodes.models import names
 from nodes.settings import Name, Settings
 
 MAX_HOPS: Final = 64  # replies to replies; talk that goes deeper has long begun anew
@@ -20,12 +22,28 @@ MAX_BASINS: Final = 1_024  # that need settings of their own; the number of basi
 MAX_LISTENERS: Final = 1_000  # ems that a node is built to hold
 MAX_CALLS: Final = 256  # model calls at a time; each holds a connection
 MAX_TIMEOUT_S: Final = 3_600.0  # a model that is silent for an hour will not answer
+MIN_CONTEXT: Final = 256  # tokens: who the em is, what is said, and a short reply
 MAX_QUEUE: Final = 10_000  # acts waiting for one em; about 10 MB if they are long
 
 YAPPINGS: Final = "yappings"
 GENEROUS: Final[Mapping[str, float]] = {"hops": 24, "acts": 48, "tokens": 200_000, "minutes": 10.0}
 
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^\S+$")]
+
+def _model_name(value: str) -> str:
+    if not value.isprintable() or " " in value:
+        raise ValueError("must be a model's name, without spaces and characters that cannot be seen")
+    try:
+        context = names.ModelName.parse(value).context
+    except ModelRefused as error:
+        raise ValueError(str(error)) from None
+    if context is not None and context < MIN_CONTEXT:
+        raise ValueError(f"asks for a context of {context} tokens; a prompt and a reply need {MIN_CONTEXT} or more")
+    return value
+
+
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_model_name)]
+"""A model as `nodes.models.names` reads it: name, perhaps ^tokenizer and @context, in which a prompt has room."""
+
 FileName = Annotated[str, StringConstraints(min_length=1, max_length=4_096, pattern=r"^[^\x00-\x1f]+$")]
 
 

@@ -22,6 +22,7 @@ from protocol.vocabulary import MAX_TEXT
 
 AT_A_TIME: Final = 64  # requests; more wait in the subscription's own queue
 MAX_HISTORY: Final = 1_000  # acts one request may ask for
+MAX_ANSWER: Final = 900_000  # bytes of history in one answer, the newest: the bus takes little more in one message
 STOPPED: Final = "Enough for now."
 
 log = structlog.get_logger(__name__)
@@ -109,7 +110,10 @@ class Control:
             reply = {"error": f"there is no operation {name[:32]!r}; there are {', '.join(self._operations)}"}
         except (msgspec.MsgspecError, ProtocolError, NodeError, MeshError, ValueError) as error:
             reply = {"error": str(error)}
-        await self._node.ground.bus.send(message.reply, msgspec.json.encode(reply))
+        try:
+            await self._node.ground.bus.send(message.reply, msgspec.json.encode(reply))
+        except MeshError as error:  # whoever asked may have named any place and any amount
+            log.warning("an answer could not be sent", operation=name[:32], reason=str(error))
 
     def _checked(self, operation: str, data: bytes) -> bytes:
         """The body of a request that the owner made and that was not answered before. Raises BadRequest."""
@@ -135,7 +139,15 @@ class Control:
 
     async def _history(self, request: OfBasin) -> dict[str, Any]:
         limit = max(0, min(request.limit, MAX_HISTORY))
-        return {"acts": [shown(entry) for entry in recent(self._node.ground.store, request.basin, limit)]}
+        acts: list[dict[str, Any]] = []
+        room = MAX_ANSWER
+        for entry in reversed(recent(self._node.ground.store, request.basin, limit)):
+            acts.append(shown(entry))
+            room -= len(msgspec.json.encode(acts[-1]))
+            if room < 0:
+                acts.pop()
+                break
+        return {"acts": acts[::-1]}
 
     async def _status(self, _: Nothing) -> dict[str, Any]:
         node, store = self._node, self._node.ground.store

@@ -22,8 +22,9 @@ from pydantic import AfterValidator, AliasChoices, Field, StringConstraints, fie
 
 from nodes.chatlog import MAX_FILE_BYTES, Scene, Voice, blank_front, digest, is_name, parse, read
 from nodes.complaints import plain_key, sentence
-from nodes.config import YAPPINGS, ModelName
+from nodes.config import MIN_CONTEXT, YAPPINGS, ModelName
 from nodes.errors import ConfigError
+from nodes.models import names as models
 from nodes.pattern import Pattern, compile_pattern
 from nodes.settings import Name, Settings, load
 from nodes.textfile import read_bytes
@@ -35,7 +36,9 @@ MAX_AVATAR_BYTES: Final = 8 << 20  # homeservers refuse larger pictures sooner t
 MAX_DELAY_S: Final = 600.0  # ten minutes; later than that nobody waits
 MAX_REPLY_TOKENS: Final = 32_768  # no vendor writes more at a time in one reply
 MAX_PROMPT_TOKENS: Final = 2_000_000  # the largest context window on offer, doubled
-MAX_WINDOW: Final = 10_000  # messages of history
+MIN_PROMPT_TOKENS: Final = 192  # who the em is, a taste of its text, and what it answers: a reply leaves it so much
+MAX_WINDOW: Final = 512  # messages of history that an em sees: a node keeps so many of every basin in memory
+MAX_ASKED_WINDOW: Final = 10_000  # what settings may ask for: ems of Chapter II ask for more than they can have here
 MAX_STOPS: Final = 64  # each is looked for in every piece of streamed text
 MAX_BASINS: Final = 256  # that one em listens in
 MAX_NICKNAMES: Final = 32  # each is looked for in every message
@@ -105,10 +108,12 @@ class EmSettings(Settings):
         validation_alias=AliasChoices("max_tokens", "continuation_max_tokens"),
         description="Tokens of a reply, at most.",
     )
-    recency_window: int = Field(default=35, ge=1, le=MAX_WINDOW, description="Messages of history that it sees.")
+    recency_window: int = Field(
+        default=35, ge=1, le=MAX_ASKED_WINDOW, description=f"Messages of history that it sees, {MAX_WINDOW} at most."
+    )
     prompt_max_tokens: int = Field(
         default=8_000,
-        ge=256,
+        ge=MIN_CONTEXT,
         le=MAX_PROMPT_TOKENS,
         validation_alias=AliasChoices("prompt_max_tokens", "total_max_tokens"),
         description="Tokens of prompt and reply together.",
@@ -149,6 +154,12 @@ class EmSettings(Settings):
             compile_pattern(value)
         return value
 
+    def shares(self, context: int | None = None) -> tuple[int, int]:
+        """Tokens of the prompt and of the reply, at most, for a model with this context window (None: no bound)."""
+        whole = self.prompt_max_tokens if context is None else min(self.prompt_max_tokens, context)
+        reply = min(self.max_tokens, whole - MIN_PROMPT_TOKENS)
+        return whole - reply, reply
+
 
 @dataclass(frozen=True, slots=True)
 class Em:
@@ -184,6 +195,7 @@ def load_em(folder: Path) -> Em:
     notes: list[str] = []
     config = folder / "config.yaml"
     settings = load(config, EmSettings, within=folder, notes=notes) if config.name in files else EmSettings()
+    settings = _possible(settings, config, notes)
     reader = _TextReader(folder, notes)
     settings = settings if settings.name else settings.model_copy(update={"name": folder.name})
     chat = reader.scenes("chat.txt") if "chat.txt" in files else ()
@@ -260,6 +272,22 @@ class _TextReader:
             left = len(names) - MAX_MEMORY_FILES
             self._notes.append(sentence(folder, 1, f"has too many files; the last {left:,} are not read. Join some"))
         return [scene for file in names[:MAX_MEMORY_FILES] for scene in self.scenes(f"{name}/{file}", front=True)]
+
+
+def _possible(settings: EmSettings, config: Path, notes: list[str]) -> EmSettings:
+    """The settings, with what is asked for and cannot be had brought down to what can; each is told."""
+    name = None if settings.model is None else models.ModelName.parse(settings.model)
+    if name is not None and name.tokenizer is not None:
+        notes.append(sentence(config, 1, "model: the tokenizer behind ^ is not used; a token counts as 4 characters"))
+    _, reply = settings.shares(None if name is None else name.context)
+    if reply < settings.max_tokens:
+        reason = f"max_tokens: {settings.max_tokens:,} leave no room for a prompt; replies have {reply:,} at most"
+        notes.append(sentence(config, 1, reason))
+    if settings.recency_window <= MAX_WINDOW:
+        return settings
+    reason = f"recency_window: {settings.recency_window:,} messages are more than a node keeps; it sees {MAX_WINDOW}"
+    notes.append(sentence(config, 1, reason))
+    return settings.model_copy(update={"recency_window": MAX_WINDOW})
 
 
 def _listing(folder: Path) -> list[str]:

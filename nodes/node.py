@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import secrets
 from collections.abc import Mapping
@@ -19,12 +20,13 @@ from mesh.outbox import Outbox
 from mesh.store import Store
 from mesh.trust import Trust
 from nodes.config import MeshConfig
-from nodes.em import load_ems
+from nodes.em import MAX_MEMORY_FILES, load_ems
 from nodes.runtime import Parts, Runtime
 from nodes.speaker import Models
 from protocol.acts import RANDOM_BYTES, Act, ActId, new_id
 from protocol.address import Subject, check_name
 from protocol.budget import Budget
+from protocol.certificate import Certificate
 from protocol.frame import EPHEMERAL, encode_frame
 from protocol.keys import MeshId, NodeId, Signer
 
@@ -35,15 +37,23 @@ MINUTE_MS: Final = 60_000
 
 log = structlog.get_logger(__name__)
 
+Change = tuple[str, int, int]  # a file's name, when it was written (ns) and its bytes; 0 for what cannot be read
+Signature = tuple[Change, ...]  # all files of an em
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who this node is, and whom it believes."""
 
-    mesh: MeshId
     signer: Signer
+    certificate: Certificate
     trust: Trust
     client: NodeId  # the key that the owner's other programs sign their requests with
+
+    @property
+    def mesh(self) -> MeshId:
+        """Whose node it is."""
+        return self.certificate.mesh
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +72,23 @@ class Node:
     def __init__(self, config: MeshConfig, ems: Path, identity: Identity, ground: Ground) -> None:
         """`ems` is the folder of em folders; it is watched while the node runs."""
         self.config, self.identity, self.ground = config, identity, ground
-        self.outbox = Outbox(ground.bus, ground.store, identity.signer, identity.mesh, ground.clock)
+        self.outbox = Outbox(ground.bus, ground.store, identity.signer, identity.certificate, ground.clock)
         parts = Parts(
-            identity.mesh, ground.store, self.outbox, ground.models, ground.clock, self._show, config.limits.queue
+            identity.mesh,
+            identity.signer,
+            ground.store,
+            self.outbox,
+            ground.models,
+            ground.clock,
+            self._show,
+            config.limits.queue,
         )
         self.runtime = Runtime(parts)
         self.ledger = Ledger(ground.bus, ground.store, identity.trust, ground.clock, self.runtime.hear)
         self.ready = asyncio.Event()
         self._ems = ems
-        self._signature: Mapping[str, tuple[int, ...]] | None = None
+        self._signature: Mapping[str, Signature] | None = None
+        self._told: frozenset[str] = frozenset()
         self._partials: asyncio.Queue[tuple[str, Act]] = asyncio.Queue(PARTIALS)
 
     async def run(self) -> None:
@@ -101,15 +119,22 @@ class Node:
         return act
 
     async def load(self) -> bool:
-        """Read what changed in the em folders and host what is in them now; returns whether anything changed."""
+        """Read what changed in the em folders and host what is in them now; returns whether anything changed.
+
+        An em whose folder has become unreadable goes on as it was: a slip in its settings must not silence it.
+        """
         signature = await asyncio.to_thread(_signature, self._ems)
         if signature == self._signature:
             return False
         before, self._signature = self._signature or {}, signature
         same = {name: em for name, em in self.runtime.ems.items() if before.get(name) == signature.get(name)}
         ems, problems = await asyncio.to_thread(load_ems, self._ems, same)
+        read = {em.name for em in ems}
+        ems += [em for name, em in self.runtime.ems.items() if signature.get(name) and name not in read]
         for problem in problems:
-            log.warning("an em could not be read", problem=problem)
+            if problem not in self._told:
+                log.warning("an em could not be read", problem=problem)
+        self._told = frozenset(problems)
         self.runtime.host(ems, lambda em, basin: em.listens(basin, self.config.basin(basin).listeners))
         return True
 
@@ -153,22 +178,33 @@ class Node:
                 )
 
 
-def _signature(folder: Path) -> dict[str, tuple[int, ...]]:
-    """What changes when an em's files do. A folder that cannot be read has none.
+def _signature(root: Path) -> dict[str, Signature]:
+    """What changes when an em's files do, of every folder in `root`; nothing for a link that leads to none.
 
     Plain strings, since it looks at a thousand folders every two seconds: half the CPU of Path objects.
     """
-    found: dict[str, tuple[int, ...]] = {}
-    with contextlib.suppress(OSError):
-        for name in os.listdir(folder):  # noqa: PTH208 - see above
-            em = f"{folder}/{name}"
-            files = (em, f"{em}/config.yaml", f"{em}/chat.txt", f"{em}/{name}.chr")
-            found[name] = tuple(_changed_ns(file) for file in files)
+    found: dict[str, Signature] = {}
+    with contextlib.suppress(OSError), os.scandir(root) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                files = _changes(entry.path)
+                memory = [_changes(f"{entry.path}/{name}") for name, _, _ in files if name.endswith(".chr")]
+                found[entry.name] = (_change(entry), *files, *itertools.chain(*memory))
+            elif entry.is_symlink():
+                found[entry.name] = ()
     return found
 
 
-def _changed_ns(path: str) -> int:
+def _changes(folder: str) -> list[Change]:
+    """The state of each file in a folder; none for what is no folder, or cannot be read."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return sorted(map(_change, itertools.islice(entries, MAX_MEMORY_FILES)))
+    return []
+
+
+def _change(entry: os.DirEntry[str]) -> Change:
     try:
-        return os.stat(path).st_mtime_ns  # noqa: PTH116 - see above
+        stat = entry.stat()
     except OSError:
-        return 0
+        return entry.name, 0, 0
+    return entry.name, stat.st_mtime_ns, stat.st_size

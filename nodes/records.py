@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
-from mesh.ledger import Entry, count, recent
+from mesh.ledger import Entry, count, missing, recent
 from mesh.store import Store
 from nodes.config import MeshConfig
 from nodes.em import Em
@@ -53,7 +53,7 @@ def numbers(store: Store | None) -> dict[str, int]:
     return {
         "acts": count(store),
         "waiting": store.one("SELECT count(*) FROM outbox")[0],
-        "missing": store.one("SELECT count(*) FROM gaps")[0],
+        "missing": missing(store),
         "refused": store.one("SELECT coalesce(sum(times), 0) FROM refusals")[0],
     }
 

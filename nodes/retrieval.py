@@ -6,8 +6,9 @@ when the index is made; a query only adds up the postings of its own words.
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 SATURATION = 1.2  # k1: how soon a repeated word stops counting
 LENGTH_PENALTY = 0.5  # b: chat lines are short, so being long should cost little
 FIRST_WIDE = "\u2e80"  # scripts from here on (Han, kana, Hangul) put no spaces between words
+MAX_INDEX_BYTES = 64 * 1024 * 1024  # of indexes kept; beyond it the one unused for longest is made anew
 MAX_WORD = 40  # longer runs are keys, hashes or noise: their beginning is enough to find them by
 
 _WORD = re.compile(r"\w+")
@@ -101,3 +103,25 @@ class Bm25:
         scores = self.scores(query)
         best = np.argsort(-scores, kind="stable")[: max(k, 0)]
         return [(int(index), float(scores[index])) for index in best if scores[index] > 0]
+
+
+class Indexes:
+    """Indexes that are made once and used often, by whatever names their texts. May be used from many threads."""
+
+    def __init__(self, max_bytes: int = MAX_INDEX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._made: OrderedDict[str, Bm25] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, key: str, texts: Callable[[], Sequence[str]]) -> Bm25:
+        """The index of these texts, made at the first call: about 0.2 s for a megabyte, so call it in a thread."""
+        with self._lock:
+            if key in self._made:
+                self._made.move_to_end(key)
+                return self._made[key]
+        made = Bm25.fit(texts())
+        with self._lock:
+            self._made[key] = made
+            while len(self._made) > 1 and sum(one.nbytes for one in self._made.values()) > self._max_bytes:
+                self._made.popitem(last=False)
+        return made

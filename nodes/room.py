@@ -6,10 +6,11 @@ from typing import Final
 
 from mesh.ledger import Entry
 from nodes.chatlog import Line
+from nodes.em import MAX_WINDOW
 from nodes.turn import Roster
 from protocol.acts import Act
 
-TAIL: Final = 512  # acts kept in memory a basin; no em's window is longer
+TAIL: Final = MAX_WINDOW  # acts kept in memory a basin; no em's window is longer
 SHOWN: Final = frozenset({"say", "ask", "answer"})
 
 

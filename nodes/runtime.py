@@ -14,14 +14,17 @@ from mesh.ledger import Entry, find, recent
 from mesh.outbox import Outbox
 from mesh.store import Store
 from nodes.chains import Chains
+from nodes.chatlog import Line
 from nodes.em import Em
-from nodes.errors import ModelError
+from nodes.errors import ModelError, ModelRefused
+from nodes.models.base import Usage
+from nodes.prompt import tokens
 from nodes.room import TAIL, Room
 from nodes.speaker import Draft, Models, Reply, ask, draft
 from nodes.turn import Roster, decide
 from nodes.turns import Ending, Taken, Turns
 from protocol.acts import Act, ActId, reply_id
-from protocol.keys import MeshId
+from protocol.keys import MeshId, Signer
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
@@ -36,6 +39,7 @@ class Parts:
     """What a runtime is made of."""
 
     mesh: MeshId
+    signer: Signer
     store: Store
     outbox: Outbox
     models: Models
@@ -57,18 +61,20 @@ class Runtime:
         self._queues: dict[str, deque[Taken]] = {}
         self._scopes: dict[str, tuple[str, asyncio.Timeout]] = {}
         self._group: asyncio.TaskGroup | None = None
+        self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
 
     def host(self, ems: Iterable[Em], listens: Callable[[Em, str], bool]) -> None:
         """Host exactly these ems from now on. `listens` tells who listens where; rooms keep what they remember."""
         self.ems = {em.name: em for em in ems}
+        at_start = not self.rooms
         for basin in {basin for em in self.ems.values() for basin in em.settings.basins} | set(self.rooms):
             roster = Roster(em for em in self.ems.values() if listens(em, basin))
             if basin in self.rooms:
                 self.rooms[basin].roster = roster
             else:
-                self.rooms[basin] = self._recall(basin, roster)
+                self.rooms[basin] = self._recall(basin, roster, at_start=at_start)
 
     def hear(self, entries: Sequence[Entry]) -> None:
         """Take in new acts and decide who answers. Called within the ledger's transaction."""
@@ -100,18 +106,19 @@ class Runtime:
 
     async def drain(self) -> None:
         """Begin no further turns and wait for those that run; what waits is taken up at the next start."""
-        self._queues.clear()
-        self._group = None
+        self._draining = True
         await self._idle.wait()
 
     def speaking(self) -> list[str]:
         """The ems that are writing now."""
         return sorted(self._scopes)
 
-    def _recall(self, basin: str, roster: Roster) -> Room:
+    def _recall(self, basin: str, roster: Roster, *, at_start: bool) -> Room:
+        """A room with what was said in it. Chains hear of it at the start alone: later they have heard it live."""
         room = Room(basin, roster)
         for entry in recent(self._parts.store, basin, TAIL):
-            self.chains.hear(entry)
+            if at_start:
+                self.chains.hear(entry)
             room.hear(entry)
         return room
 
@@ -124,7 +131,9 @@ class Runtime:
             if not decision.answers:
                 silent.setdefault(decision.rule, []).append(em.name)
                 continue
-            turn = Taken(reply_id(em.name, act, 0), em.name, act.id, entry.basin, decision.rule, now)
+            turn = Taken(
+                reply_id(self._parts.signer, em.name, act, 0), em.name, act.id, entry.basin, decision.rule, now
+            )
             if self.turns.take(turn):
                 self._taken.append(turn)
         if silent:
@@ -147,7 +156,7 @@ class Runtime:
                 queue.popleft(),
                 Ending("silent", f"it fell behind by more than {self._parts.queue} and skipped to what is newer"),
             )
-        if self._group is not None and turn.em not in self._scopes:
+        if self._group is not None and not self._draining and turn.em not in self._scopes:
             scope = asyncio.timeout(None)
             self._scopes[turn.em] = (turn.basin, scope)
             self._idle.clear()
@@ -155,7 +164,7 @@ class Runtime:
 
     async def _work(self, name: str) -> None:
         try:
-            while queue := self._queues.get(name):
+            while not self._draining and (queue := self._queues.get(name)):
                 await self._take(queue.popleft())
         finally:
             self._scopes.pop(name, None)
@@ -169,47 +178,48 @@ class Runtime:
             gone = "the em is no longer here" if em is None else "what it would answer is gone"
             self._end(turn, Ending("silent", gone))
             return
-        heard, lines = self.rooms[turn.basin].until(turn.act)
-        if not lines:
-            self._end(turn, Ending("silent", "what it would answer is too long ago"))
-            return
-        plan = draft(em, self._parts.models, heard, lines, int.from_bytes(turn.id[8:], "big"))
+        try:
+            ending, act = await self._reply(em, turn, entry)
+        except MeshError:
+            raise
+        except Exception as error:
+            log.exception("a turn failed", em=em.name)
+            ending, act = Ending("silent", f"a mistake in the node: {type(error).__name__}"), None
+        self._end(turn, ending, act)
+
+    async def _reply(self, em: Em, turn: Taken, entry: Entry) -> tuple[Ending, Act | None]:
+        room = self.rooms.get(turn.basin)
+        heard, lines = room.until(turn.act) if room else (0, list[Line]())
+        if not lines or lines[-1].source != f"act:{turn.act.hex()}":
+            return Ending("silent", "what it would answer was taken back, or is too long ago"), None
+        try:
+            plan = draft(em, self._parts.models, heard, lines, int.from_bytes(turn.id[8:], "big"))
+        except ModelError as error:
+            return Ending("silent", str(error)), None
+        made_from = (plan.request.model, plan.request.turns)
         now = self._parts.clock()
         reason = self._over_budget(em, plan.cost, now) or self.chains.reserve(entry.act, plan.cost, now)
         if reason:
-            self._end(turn, Ending("silent", reason, plan.request.model, plan.request.turns))
-            return
-        reply, outcome = None, ""
+            return Ending("silent", reason, *made_from), None
+        reply, usage, outcome = None, Usage(0, 0), "it said nothing"
         try:
             reply = await self._write(em, turn, entry, plan)
-        except (ModelError, TimeoutError) as error:
+            usage = reply.usage
+        except (ModelError, TimeoutError, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
             outcome = self._failed(entry.act, error)
+            usage = Usage(0, 0) if isinstance(error, ModelRefused) else Usage(tokens(plan.request.turns), 0)
             log.warning("an em could not answer", em=em.name, model=plan.request.model, reason=outcome)
-        except (MeshError, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            outcome = f"a mistake in the node: {type(error).__name__}"
-            log.exception("a turn failed", em=em.name)
         finally:
-            used = reply.usage.prompt + reply.usage.completion if reply else 0
-            budget = self.chains.settle(entry.act, plan.cost, used)
-        made_from = (plan.request.model, plan.request.turns, reply.usage if reply else None)
+            budget = self.chains.settle(entry.act, plan.cost, usage.prompt + usage.completion)
         if reply is None or not reply.text:
-            self._end(turn, Ending("silent", outcome or "it said nothing", *made_from))
-            return
+            return Ending("silent", outcome, *made_from, usage), None
         kind = "answer" if entry.act.kind == "ask" else "say"
-        act = Act(
-            ActId(turn.id),
-            kind,
-            em.name,
-            [entry.act.id],
-            entry.act.root,
-            budget,
-            self._parts.clock(),
-            {"text": reply.text},
-        )
+        now, body = self._parts.clock(), {"text": reply.text}
+        act = Act(ActId(turn.id), kind, em.name, [entry.act.id], entry.act.root, budget, now, body)
         self.chains.promise(act)
-        self._end(turn, Ending("spoken", "spoken", *made_from), act)
+        return Ending("spoken", "spoken", *made_from, usage), act
 
     async def _write(self, em: Em, turn: Taken, entry: Entry, plan: Draft) -> Reply:
         """Ask the model, within the chain's time; a person's stop ends it at once."""
@@ -228,9 +238,11 @@ class Runtime:
             await asyncio.sleep(em.settings.delay_s)
             return await ask(em, self._parts.models, plan.request, show)
 
-    def _failed(self, answered: Act, error: Exception) -> str:
+    def _failed(self, answered: Act, error: BaseException) -> str:
         if isinstance(error, ModelError):
             return str(error)
+        if isinstance(error, asyncio.CancelledError):
+            return "the model gave the call up"
         return "a person stopped it" if self.chains.stopped(answered) else "the chain's time was over"
 
     def _over_budget(self, em: Em, cost: int, now: int) -> str | None:
@@ -248,15 +260,22 @@ class Runtime:
 
     def _end(self, turn: Taken, ending: Ending, act: Act | None = None) -> None:
         """Record the end of a turn, and with it the act that is to be said."""
+        waiting = None
         with self._parts.store.transaction():
             self.turns.end(turn, ending, self._parts.clock())
             if act is not None:
-                self._parts.outbox.put(turn.basin, act)
-        if act is not None:
-            self._parts.outbox.wake()
+                waiting = self._parts.outbox.put(turn.basin, act)
+        if waiting is not None:
+            self._parts.outbox.send(waiting)
 
     def _halt(self, basin: str) -> None:
         """End what is being written in a basin: its chains are stopped already."""
         for where, scope in self._scopes.values():
-            if where == basin and scope.when() is not None:
+            if where == basin and scope.when() is not None and not scope.expired():
                 scope.reschedule(asyncio.get_running_loop().time())
+
+
+def _is_cancelled() -> bool:
+    """Whether the running task itself is to end, rather than something that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -3,14 +3,15 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from nodes.chatlog import Line, Scene
 from nodes.em import Em
 from nodes.models.base import Model, Request, Usage
-from nodes.prompt import Style, build, parse, stops, tokens, window
-from nodes.retrieval import Bm25
+from nodes.models.names import ModelName
+from nodes.prompt import Style, build, parse, stops, tokens
+from nodes.retrieval import Indexes
 
 REMEMBERED: Final = 3  # scenes of an em's memory that a prompt shows
 QUERY_LINES: Final = 4  # of the conversation that memory is searched with
@@ -19,11 +20,15 @@ PARTIAL_S: Final = 0.1  # between two showings of a reply that is being written
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The door to models: `style` tells how one takes its prompt, `default` is used by ems that name none."""
+    """The door to models: `style` tells how one takes its prompt, `default` is used by ems that name none.
+
+    `indexes` are those of the ems' memories.
+    """
 
     door: Model
     style: Callable[[str], Style]
     default: str
+    indexes: Indexes = field(default_factory=Indexes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +47,27 @@ class Reply:
     usage: Usage
 
 
-def draft(em: Em, models: Models, heard: int, lines: Sequence[Line], seed: int) -> Draft:
-    """Lay out the prompt. `lines` end with what is answered; `heard` counts all that were ever said until then."""
+async def draft(em: Em, models: Models, heard: int, lines: Sequence[Line], seed: int) -> Draft:
+    """Lay out the prompt. `lines` end with what is answered; `heard` counts all that were ever said until then.
+
+    Raises ModelRefused for a model name that means nothing.
+    """
     model = em.settings.model or models.default
-    style = models.style(model)
-    recent = tuple(lines[-window(heard, em.settings.recency_window) :])
-    remembered = () if style == "echo" else _remember(em, recent)
-    turns = build(em, style, recent, remembered)
+    style, context = models.style(model), ModelName.parse(model).context
+    remembered = [] if style == "echo" else await _remember(em, models.indexes, lines)
+    prompt = build(em, style, heard, lines, remembered, context)
     request = Request(
         model=model,
-        turns=turns,
+        turns=prompt.turns,
         voice=em.voice,
-        recent=recent,
+        recent=prompt.recent,
         temperature=em.settings.temperature,
-        max_tokens=em.settings.max_tokens,
-        stop=stops(em, recent),
+        max_tokens=prompt.max_tokens,
+        stop=stops(em, prompt.recent),
         seed=seed if em.settings.seed is None else em.settings.seed,
+        top_p=em.settings.top_p,
     )
-    return Draft(request, tokens(turns) + em.settings.max_tokens)
+    return Draft(request, tokens(prompt.turns) + prompt.max_tokens)
 
 
 async def ask(em: Em, models: Models, request: Request, show: Callable[[str], None]) -> Reply:
@@ -78,11 +86,19 @@ async def ask(em: Em, models: Models, request: Request, show: Callable[[str], No
     return Reply(parse(em, text), usage)
 
 
-def _remember(em: Em, recent: Sequence[Line]) -> list[Scene]:
+async def _remember(em: Em, indexes: Indexes, lines: Sequence[Line]) -> list[Scene]:
     """Scenes of the em's memory files that bear on the last lines, best last: nearest to the end."""
     scenes = em.voice.memory
     if not scenes:
         return []
-    index = Bm25.fit(["\n".join(line.text for line in scene.lines) for scene in scenes])
-    found = index.top(" ".join(line.text for line in recent[-QUERY_LINES:]), REMEMBERED)
+    last = lines[-min(QUERY_LINES, em.settings.recency_window) :]
+    query = " ".join(line.text for line in last)
+
+    def search() -> list[tuple[int, float]]:
+        key = f"{em.voice.digest}/{len(scenes)}"  # the digest does not tell the log from the memory
+        return indexes.of(key, lambda: ["\n".join(line.text for line in scene.lines) for scene in scenes]).top(
+            query, REMEMBERED
+        )
+
+    found = await asyncio.to_thread(search)  # a first search reads all of the memory
     return [scenes[place] for place, _ in reversed(found)]

@@ -124,10 +124,10 @@ class Turns:
         return {} if row is None else msgspec.msgpack.decode(row[0], type=dict[str, list[str]])
 
     def spent_since(self, em: str, since_ms: int) -> tuple[int, int]:
-        """How many replies an em gave and tokens it used since a time."""
+        """How many replies an em gave since a time, and tokens it used, also for replies that came to nothing."""
         row = self._store.one(
-            "SELECT count(*), coalesce(sum(prompt_tokens + completion_tokens), 0) FROM turns"
-            " WHERE em = ? AND ended_ms >= ? AND state = 'spoken'",
+            "SELECT count(*) FILTER (WHERE state = 'spoken'), coalesce(sum(prompt_tokens + completion_tokens), 0)"
+            " FROM turns WHERE em = ? AND ended_ms >= ?",
             (em, since_ms),
         )
         return row[0], row[1]

@@ -14,6 +14,7 @@ import msgspec
 from protocol.address import check_author
 from protocol.budget import Budget, Count
 from protocol.errors import BadAct, BadAddress
+from protocol.keys import Signer
 from protocol.vocabulary import BODIES, MAX_TEXT, Said
 
 ActId = NewType("ActId", bytes)
@@ -80,13 +81,14 @@ def new_id(now_ms: int, randomness: bytes) -> ActId:
     )
 
 
-def reply_id(author: str, answered: Act, attempt: int) -> ActId:
+def reply_id(signer: Signer, author: str, answered: Act, attempt: int) -> ActId:
     """The id of `author`'s reply to an act: the same however often the node crashed in between.
 
-    A UUIDv7 whose time is that of the act answered and whose random part is a BLAKE2b hash of (author, act, attempt).
+    A UUIDv7 whose time is that of the act answered and whose random part is a BLAKE2b hash of the node's signature over
+    (act, author, attempt): nobody else can tell it beforehand and take it.
     """
-    parts = b"\0".join((answered.id, author.encode(), str(attempt).encode()))
-    digest = hashlib.blake2b(parts, digest_size=RANDOM_BYTES, person=b"ampmesh-reply/1")
+    parts = b"\0".join((b"ampmesh/reply/1", answered.id, author.encode(), str(attempt).encode()))
+    digest = hashlib.blake2b(signer.sign(parts), digest_size=RANDOM_BYTES)
     return new_id(answered.at_ms, digest.digest())
 
 

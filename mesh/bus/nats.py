@@ -247,6 +247,9 @@ class _Wire:
             await self.client.flush(timeout=cast("int", API_S))
         except (errors.Error, TimeoutError) as error:
             raise BusUnavailable(f"The server of the bus at {self.where} does not answer.") from error
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # Python 3.11's wait_for, within flush, may lose a cancellation
+            raise asyncio.CancelledError
         if pattern.lower() in self._denied:
             raise BusRefused(f"The server of the bus does not let us listen to {pattern}.")
 
@@ -328,7 +331,7 @@ class _Listener:
             self._task = asyncio.current_task()
             # The server lets anybody name any subject as the place for an answer, its own API included. Whoever answers
             # there does it with *our* permissions, so answers go to inboxes and nowhere else.
-            reply = msg.reply if msg.reply.startswith(f"{INBOX}.") else None
+            reply = msg.reply if _is_inbox(msg.reply) else None
             try:
                 await self._handler(Message(msg.subject, msg.data, reply))
             except Exception as error:  # noqa: BLE001 - a handler's fault must not end the subscription
@@ -345,6 +348,12 @@ class _Listener:
             return
         async with self._busy:
             await self._interest.end()
+
+
+def _is_inbox(subject: str) -> bool:
+    """Whether an answer may go there: a place of somebody's own, and nothing with wildcards or empty tokens."""
+    first, *rest = subject.split(".")
+    return first == INBOX and bool(rest) and all(token and token not in {"*", ">"} for token in rest)
 
 
 class NatsBus:

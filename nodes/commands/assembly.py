@@ -31,7 +31,7 @@ from nodes.turns import TURNS_SCHEMA
 from protocol.keys import NodeId
 
 DRAIN_S: Final = 10.0  # a stop waits so long for replies that are being written; others are written at the next start
-SCHEMAS: Final = (MESH_SCHEMA, TURNS_SCHEMA)
+SCHEMAS: Final = {"mesh": MESH_SCHEMA, "turns": TURNS_SCHEMA}
 
 log = structlog.get_logger(__name__)
 
@@ -43,11 +43,7 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
     groups) when it cannot start or go on.
     """
     config = home.config()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C arrives as KeyboardInterrupt
-            loop.add_signal_handler(number, stop.set)
+    stop = _stop_at_signals()
     async with AsyncExitStack() as stack:
         held = home.hold()
         stack.callback(held.release)
@@ -59,7 +55,8 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
         conduit, models = _models(home, config)
         stack.push_async_callback(conduit.close)
         client = NodeId(home.signer("client").public)
-        identity = Identity(home.mesh_id(), home.signer("node"), home.trust(), client)
+        identity = Identity(home.signer("node"), home.certificate(), home.trust(), client)
+        identity.certificate.check(now_ms())
         node = Node(config, home.ems, identity, Ground(bus, store, models, now_ms))
         running = Running(os.getpid(), url, now_ms())
         stack.callback(home.announce, None)
@@ -67,18 +64,43 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
             tasks = [group.create_task(node.run(), name="node")]
             if server is not None:
                 tasks.append(group.create_task(server.supervise(), name="server"))
-            await node.ready.wait()
-            control = Control(node)
-            tasks.append(group.create_task(control.serve(), name="control"))
-            await control.ready.wait()
-            home.announce(running)
-            log.info("the node is up", mesh=config.name, ems=len(node.runtime.ems), bus=url)
-            if started is not None:
-                tasks.append(group.create_task(_then(started, stop), name="beside"))
-            await stop.wait()
-            await _drain(node)
+            await _first(node.ready, stop)
+            if not stop.is_set():
+                control = Control(node)
+                tasks.append(group.create_task(control.serve(), name="control"))
+                await _first(control.ready, stop)
+                home.announce(running)
+                log.info("the node is up", mesh=config.name, ems=len(node.runtime.ems), bus=url)
+                if started is not None:
+                    tasks.append(group.create_task(_then(started, stop), name="beside"))
+                await stop.wait()
+                await _drain(node)
             for task in tasks:
                 task.cancel()
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Wait for one of several events: a stop is not kept waiting by a node that has much to catch up with."""
+    async with asyncio.TaskGroup() as group:
+        waits = [group.create_task(event.wait()) for event in events]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+
+def _stop_at_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set; a second one ends the program without waiting for anything."""
+    stop, loop, task = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
+
+    def signalled() -> None:
+        if stop.is_set() and task is not None:
+            task.cancel()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C arrives as KeyboardInterrupt
+            loop.add_signal_handler(number, signalled)
+    return stop
 
 
 async def _drain(node: Node) -> None:

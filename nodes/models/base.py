@@ -36,7 +36,8 @@ class Request:
 
     `turns` is the rendered prompt. `voice` and `recent` (oldest first, the last one is being answered) are the same
     matter before rendering, for models that are made of text rather than prompted with it. `stop` sequences are
-    applied by the caller as well. `seed` makes a seeded model deterministic.
+    applied by the caller as well. `seed` makes a seeded model deterministic. `top_p` is the share of likely words to
+    choose from (None: the model's own).
     """
 
     model: str
@@ -47,6 +48,7 @@ class Request:
     max_tokens: int
     stop: tuple[str, ...]
     seed: int
+    top_p: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

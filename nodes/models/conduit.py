@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import islice
 from types import MappingProxyType
-from typing import Self
 
 from pydantic import SecretStr
 
@@ -15,6 +14,7 @@ from nodes.errors import ConfigError, ModelError, ModelRefused, ModelUnavailable
 from nodes.models.answers import plain
 from nodes.models.base import CHARS_PER_TOKEN, Model, Request, Usage, estimate
 from nodes.models.gate import Gate
+from nodes.models.names import ModelName
 from nodes.models.openai import MAX_REPLY_S, Api, OpenAIModel, Patience
 
 ECHO = "echo"  # the embedded model's name; it is always there
@@ -23,43 +23,8 @@ DEFAULT_MODEL_CALLS = 16  # calls to all models at a time, for a node on a lapto
 MAX_CHARS_PER_TOKEN = 2 * CHARS_PER_TOKEN  # no prose has longer tokens: beyond this a vendor ignores `max_tokens`
 MAX_MODELS_COUNTED = 256  # totals kept apart; those of further names are summed under OTHER
 MAX_NAMES_SHOWN = 20  # in the sentence about an unknown model
-MAX_CONTEXT = 10**8  # tokens; more is a slip of the finger
 OTHER = "(other)"
 PRICE_TOKENS = 1_000_000  # vendors give prices for a million tokens
-
-
-@dataclass(frozen=True, slots=True)
-class ModelName:
-    """`name^tokenizer@context`, where all but the name may be missing; `context` is the window in tokens."""
-
-    name: str
-    tokenizer: str | None = None
-    context: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read a model string. An `@` counts only before a number at the end: other names may hold one.
-
-        Raises ModelRefused when the name or the tokeniser is empty, or the context is not within 1..MAX_CONTEXT.
-        """
-        rest, at, window = text.rpartition("@")
-        context = None
-        if at and window.isascii() and window.replace("_", "").isdigit():
-            window = window.replace("_", "").lstrip("0")
-            if not 0 < len(window) <= len(str(MAX_CONTEXT)) or int(window) > MAX_CONTEXT:
-                raise ModelRefused(f"the model {plain(text)} asks for a context outside 1..{MAX_CONTEXT} tokens")
-            context = int(window)
-        else:
-            rest = text
-        name, caret, tokenizer = rest.partition("^")
-        if not name or (caret and not tokenizer):
-            raise ModelRefused(f"the model {plain(text)} is not written name^tokenizer@context; correct its name")
-        return cls(name, tokenizer or None, context)
-
-    def __str__(self) -> str:
-        tokenizer = "" if self.tokenizer is None else f"^{self.tokenizer}"
-        context = "" if self.context is None else f"@{self.context}"
-        return f"{self.name}{tokenizer}{context}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ MAX_SEED = 2**31 - 1  # some vendors read 32 bits
 MAX_REPLY_S = 900.0  # from first try to last word: a slow machine at a long reply is done, a drip is not endless
 CONNECT_TIMEOUT_S = 10.0  # a host that is up accepts within a second
 DRAIN_TIMEOUT_S = 0.1  # after the last event, for the end of the body: the connection can then be used again
-OPTIONAL = ("stream_options", "seed", "temperature", "stop")  # a request makes sense without these
+OPTIONAL = ("stream_options", "seed", "temperature", "top_p", "stop")  # a request makes sense without these
 SENT_HEADERS = frozenset(  # the driver would add facts about this machine, and whatever its environment says
     {"host", "connection", "content-type", "content-length", "transfer-encoding", "accept", "user-agent"}
 )
@@ -193,6 +193,8 @@ class OpenAIModel:
             "temperature": request.temperature,
             "seed": request.seed & MAX_SEED,
         }
+        if request.top_p is not None:
+            fields["top_p"] = request.top_p
         if request.stop:
             fields["stop"] = list(request.stop[:MAX_VENDOR_STOPS])
         if "max_tokens" in quirks:

@@ -12,7 +12,7 @@ from harness import BUDGET, MESH_ID, NODE, NOW, OTHER, SCHEMAS, TRUST, certifica
 from mesh.bus.base import Stored
 from mesh.bus.memory import MemoryBroker
 from mesh.errors import StoreFailed
-from mesh.ledger import Entry, Ledger, find, recent
+from mesh.ledger import Entry, Ledger, find, missing, recent
 from mesh.store import Store
 from mesh.trust import CLOCK_SKEW_MS, Trust
 from protocol.acts import Act, new_id
@@ -43,7 +43,8 @@ class Book:
         return dict(self.store.rows("SELECT reason, times FROM refusals"))
 
     def gaps(self) -> list[int]:
-        return [row[0] for row in self.store.rows("SELECT sequence FROM gaps ORDER BY sequence")]
+        ranges = self.store.rows("SELECT first, last FROM gaps ORDER BY first")
+        return [sequence for first, last in ranges for sequence in range(first, last + 1)]
 
 
 @pytest.fixture
@@ -137,9 +138,56 @@ def test_missing_sequences_are_noted_per_node_and_basin_and_closed_when_they_com
     assert book.ledger.marks_of(MESH_ID, NodeId(OTHER.public)) == {"yappings": 1}
 
 
-def test_a_leap_notes_a_bounded_number_of_gaps(book: Book) -> None:
-    book.keep(frame(2**40, root("far", 1)))
-    assert len(book.gaps()) == 10_000
+def test_a_leap_is_one_gap_and_a_late_frame_divides_it(book: Book) -> None:
+    book.keep(frame(2**40, root("far", 1)), frame(2**39, root("late", 2)))
+    rows = book.store.rows("SELECT first, last FROM gaps ORDER BY first")
+    assert rows == [(1, 2**39 - 1), (2**39 + 1, 2**40 - 1)]
+    assert missing(book.store) == 2**40 - 2
+
+
+def test_strangers_share_one_row_of_refusals(book: Book) -> None:
+    for number in range(20):
+        stranger = Signer(number.to_bytes(32, "big"), KeyKind.MESH)
+        subject = f"b.yappings.{stranger.public}.{NODE.public}"
+        book.keep((subject, frame(1, root("x", number))[1]))
+    assert book.store.rows("SELECT mesh, times FROM refusals") == [("unknown", 20)]
+
+
+def test_a_frame_without_anything_new_is_not_kept_again(book: Book) -> None:
+    for sent in range(5):
+        book.keep(frame(1, root("one", 1), sent=NOW + sent))
+    assert book.store.one("SELECT count(*) FROM frames")[0] == 1
+
+
+def test_a_duplicate_does_not_change_what_its_answers_may_leave(book: Book) -> None:
+    parent = root("hello", 1)
+    richer = msgspec.structs.replace(parent, budget=msgspec.structs.replace(BUDGET, hops=60))
+    greedy = child(parent, msgspec.structs.replace(BUDGET, hops=50), 1)
+    assert book.keep(frame(1, parent), frame(2, richer), frame(3, greedy)) == ["hello"]
+
+
+def test_an_act_stays_in_the_chain_that_it_answers(book: Book) -> None:
+    parent, other = root("hello", 1), root("other", 2)
+    moved = msgspec.structs.replace(child(parent, msgspec.structs.replace(BUDGET, hops=5), 1), root=other.id)
+    assert book.keep(frame(1, parent, other), frame(2, moved)) == ["hello", "other"]
+
+
+async def test_a_failure_on_the_direct_way_ends_the_ledger(broker: MemoryBroker, store: Store) -> None:
+    def fail(_: object) -> None:
+        raise StoreFailed("the disk is full")
+
+    ledger = Ledger(broker.connect(), store, TRUST, lambda: NOW, fail)
+    ready = asyncio.Event()
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ledger.run("node", ready.set, lambda: None))
+            await ready.wait()
+            await broker.connect().send(*frame(1, root("one", 1)))
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await run()
+    assert caught.group_contains(StoreFailed)
 
 
 def test_a_handler_that_fails_leaves_nothing_behind(store: Store) -> None:
@@ -201,7 +249,7 @@ async def test_a_stream_that_was_lost_is_read_from_its_beginning(broker: MemoryB
 def test_a_store_of_a_newer_version_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "node.db"
     store = Store(path, SCHEMAS)
-    store.execute("PRAGMA user_version = 99")
+    store.execute("UPDATE versions SET version = 99 WHERE owner = 'mesh'")
     store.close()
     with pytest.raises(StoreFailed, match="newer"):
         Store(path, SCHEMAS)
@@ -209,10 +257,15 @@ def test_a_store_of_a_newer_version_is_not_touched(tmp_path: Path) -> None:
 
 def test_a_migration_keeps_a_copy_of_what_was(tmp_path: Path) -> None:
     path = tmp_path / "node.db"
-    Store(path, (["CREATE TABLE a (x INTEGER); INSERT INTO a VALUES (7)"],)).close()
-    later = Store(path, (["CREATE TABLE a (x INTEGER); INSERT INTO a VALUES (7)", "CREATE TABLE b (y INTEGER)"],))
+    first, second, other = (
+        "CREATE TABLE a (x INTEGER); INSERT INTO a VALUES (7)",
+        "CREATE TABLE b (y)",
+        "CREATE TABLE c (z)",
+    )
+    Store(path, {"one": [first], "two": [other]}).close()
+    later = Store(path, {"one": [first, second], "two": [other]})
     assert later.rows("SELECT x FROM a") == [(7,)]
     later.close()
-    backup = Store(tmp_path / "node.before-2.db", (["CREATE TABLE a (x INTEGER)"],))
+    backup = Store(tmp_path / "node.before-migration.db", read_only=True)
     assert backup.rows("SELECT x FROM a") == [(7,)]
     backup.close()

@@ -81,7 +81,7 @@ async def hosting(home: Home, model: Scripted) -> AsyncIterator[Node]:
         store = Store(home.database, SCHEMAS)
         ground = Ground(broker.connect(), store, Models(model, lambda _: "chat", "scripted"), now_ms)
         client = NodeId(home.signer("client").public)
-        identity = Identity(home.mesh_id(), home.signer("node"), home.trust(), client)
+        identity = Identity(home.signer("node"), home.certificate(), home.trust(), client)
         node = Node(home.config(), home.ems, identity, ground)
         async with asyncio.TaskGroup() as group:
             task = group.create_task(node.run())

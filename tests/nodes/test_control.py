@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from harness import CLIENT, MESH_ID, NOW, OTHER, TRUST, World, quiet, write_em
 
+from mesh.bus.base import Message
 from mesh.bus.memory import MemoryBroker
 from nodes.client import Client
 from nodes.control import Control
@@ -111,3 +112,20 @@ async def test_the_same_request_twice_in_a_millisecond_is_two(world: World) -> N
 async def test_without_a_node_it_says_how_to_start_one(world: World) -> None:
     with pytest.raises(NotRunning, match="mesh up"):
         await client(world).status()
+
+
+async def test_an_answer_that_cannot_be_sent_costs_nobody_anything(world: World) -> None:
+    """Whoever may publish a request names the place for its answer, and that may be no place at all."""
+    async with world.node(Scripted(["Yes."])) as node:
+        for place in ("_INBOX.>", "", "a b", "x" * 100_000):
+            await Control(node)._answer(Message(f"c.{MESH_ID}.nonsense", b"", place))
+        assert (await node.ground.bus.last_seq()) == 0
+
+
+async def test_history_gives_as_much_as_one_message_holds_the_newest_first(world: World) -> None:
+    async with served(world) as one:
+        for number in range(20):
+            await one.say("garden", f"{number:02d}" + "x" * 65_000)
+        history = await one.history("garden", 20)
+        assert 10 < len(history) < 20
+        assert [entry["text"][:2] for entry in history] == [f"{number:02d}" for number in range(20)][-len(history) :]

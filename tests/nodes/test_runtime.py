@@ -1,21 +1,22 @@
 """A node from act to reply, on the memory bus: exactly one reply each, whatever happens in between."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import pytest
-from harness import NOW, World, quiet, root, until, write_em
+from harness import NODE, NOW, World, quiet, root, until, write_em
 
 from mesh.bus.memory import MemoryBroker, MemoryBus
 from mesh.errors import BusUnavailable
 from mesh.ledger import find, recent
 from nodes.config import MeshConfig
 from nodes.errors import ModelRefused, ModelUnavailable
-from nodes.models.base import Usage
+from nodes.models.base import Request, Usage
 from nodes.models.scripted import Scripted
 from nodes.node import Node
 from protocol.acts import ActId, reply_id
+from protocol.errors import BadCertificate
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ async def test_a_named_em_answers_once_and_the_reply_refers_to_what_it_answers(w
         act = await node.say("yappings", "aporia?", [])
         await quiet(node)
         assert said(node) == [("mara", "aporia?"), ("aporia", "First. Second.")]
-        reply = find(node.ground.store, reply_id("aporia", act, 0))
+        reply = find(node.ground.store, reply_id(NODE, "aporia", act, 0))
         assert reply is not None
         assert (reply.act.refs, reply.act.root) == ([act.id], act.id)
         assert reply.act.budget.hops == act.budget.hops - 1
@@ -139,7 +140,7 @@ async def test_a_node_cut_off_in_a_call_takes_the_turn_up_again_and_replies_once
     async with world.node(Scripted(["Whole."])) as node:
         await quiet(node)
         assert said(node) == [("mara", "aporia?"), ("aporia", "Whole.")]
-        assert find(node.ground.store, reply_id("aporia", act, 0)) is not None
+        assert find(node.ground.store, reply_id(NODE, "aporia", act, 0)) is not None
 
 
 async def test_a_reply_that_waits_in_the_outbox_is_sent_at_the_next_start(world: World) -> None:
@@ -269,3 +270,139 @@ async def test_an_old_chain_is_not_answered(world: World) -> None:
         await quiet(node)
         assert [author for author, _ in said(node)].count("aporia") == 2
         assert act.at_ms == NOW + 600_000
+
+
+async def test_an_act_heard_directly_that_the_stream_never_got_is_sent_again(world: World) -> None:
+    """Heard is not stored: only the stream's own copy takes an act out of the outbox."""
+    write_em(world.ems, "aporia")
+
+    class Broken(MemoryBus):
+        async def publish(self, subject: str, data: bytes, msg_id: str) -> int:
+            if b"Lost?" in data:
+                await self.send(subject, data)
+                raise BusUnavailable("the server died with it")
+            return await super().publish(subject, data, msg_id)
+
+    async with world.node(Scripted(["Lost?"]), bus=Broken(world.broker)) as node:
+        await node.say("yappings", "aporia?", [])
+        await until(lambda: ("aporia", "Lost?") in said(node))
+    async with world.node(Scripted(["Never asked."])) as node:
+        await quiet(node)
+        assert await node.ground.bus.last_seq() == 2
+        assert said(node) == [("mara", "aporia?"), ("aporia", "Lost?")]
+
+
+async def test_an_em_that_moved_elsewhere_ends_its_open_turns(world: World) -> None:
+    write_em(world.ems, "aporia")
+    model = Scripted(["half", asyncio.Event()])
+    async with world.node(model) as node:
+        act = await node.say("yappings", "aporia?", [])
+        await model.began.wait()
+    (world.ems / "aporia" / "config.yaml").write_text("basins: [garden]\n", "utf-8")
+    async with world.node(Scripted(["x"])) as node:
+        await quiet(node)
+        assert [told.state for told in node.runtime.turns.about(act.id)] == ["silent"]
+
+
+async def test_a_second_stop_while_the_first_takes_effect_is_harmless(world: World) -> None:
+    write_em(world.ems, "aporia")
+    closing = asyncio.Event()
+
+    class Slow(Scripted):
+        async def stream(self, request: Request) -> AsyncGenerator[str | Usage]:
+            try:
+                async for piece in super().stream(request):
+                    yield piece
+            finally:
+                await closing.wait()
+
+    model = Slow(["I was", asyncio.Event()])
+    async with world.node(model) as node:
+        act = await node.say("yappings", "aporia?", [])
+        await model.began.wait()
+        for _ in range(3):
+            await node.say("yappings", "enough", [], "cancel")
+        closing.set()
+        await quiet(node)
+        assert [told.outcome for told in node.runtime.turns.about(act.id)] == ["a person stopped it"]
+
+
+async def test_a_model_that_cancels_itself_costs_one_turn(world: World) -> None:
+    write_em(world.ems, "aporia")
+
+    class GivesUp(Scripted):
+        async def stream(self, request: Request) -> AsyncGenerator[str | Usage]:
+            yield request.model
+            raise asyncio.CancelledError
+
+    async with world.node(GivesUp()) as node:
+        act = await node.say("yappings", "aporia?", [])
+        await quiet(node)
+        assert [told.outcome for told in node.runtime.turns.about(act.id)] == ["the model gave the call up"]
+
+
+async def test_drain_begins_nothing_new(world: World) -> None:
+    for name in ("aporia", "ruri"):
+        write_em(world.ems, name, "reply_on_all: true\n")
+    gate = asyncio.Event()
+    model = Scripted([gate, "Yes."])
+    async with world.node(model) as node:
+        await node.say("yappings", "go on", [])
+        await until(lambda: len(node.runtime.speaking()) == 2)
+        async with asyncio.TaskGroup() as group:
+            drained = group.create_task(node.drain(5))
+            await asyncio.sleep(0)
+            gate.set()
+        assert drained.result()
+        assert len(model.requests) == 2
+        assert len(node.runtime.turns.open()) == 2
+
+
+async def test_new_ems_do_not_revive_old_stops(world: World) -> None:
+    write_em(world.ems, "aporia", "basins: [study]\n")
+    async with world.node(Scripted(["Yes."])) as node:
+        await node.say("yappings", "begin", [])
+        await node.say("yappings", "enough", [], "cancel")
+        after = await node.say("yappings", "again", [])
+        await quiet(node)
+        write_em(world.ems, "ruri")
+        assert await node.load()
+        assert not node.runtime.chains.stopped(after)
+        assert node.runtime.chains.spent(after, NOW) is None
+
+
+async def test_tokens_of_replies_that_came_to_nothing_count(world: World) -> None:
+    write_em(world.ems, "aporia", "budget: {tokens_per_day: 3000}\n")
+    async with world.node(Scripted(["<mara> not mine", Usage(2_000, 900)])) as node:
+        outcomes: list[str | None] = []
+        for number in range(3):
+            act = await node.say("yappings", f"aporia {number}", [])
+            await quiet(node)
+            outcomes.append(node.runtime.turns.about(act.id)[0].outcome)
+        assert outcomes[0] == "it said nothing"
+        assert "tokens a day" in str(outcomes[2])
+
+
+async def test_nothing_is_said_or_lost_while_the_certificate_is_not_valid(world: World) -> None:
+    write_em(world.ems, "aporia")
+    world.clock = lambda: 3 * NOW
+    async with world.node(Scripted(["x"])) as node:
+        with pytest.raises(BadCertificate, match="rotate"):
+            await node.say("yappings", "aporia?", [])
+        assert node.outbox.waiting() == 0
+        assert await node.ground.bus.last_seq() == 0
+
+
+async def test_a_redacted_question_is_not_answered(world: World) -> None:
+    write_em(world.ems, "aporia")
+    gate = asyncio.Event()
+    model = Scripted([gate, "first"], ["second"])
+    async with world.node(model) as node:
+        await node.say("yappings", "aporia, one", [])
+        await model.began.wait()
+        asked = await node.say("yappings", "aporia, two", [])
+        await node.say("yappings", "never mind", [ActId(asked.id)], "redact")
+        gate.set()
+        await quiet(node)
+        assert [told.state for told in node.runtime.turns.about(asked.id)] == ["silent"]
+        assert len(model.requests) == 1

@@ -5,7 +5,7 @@ import uuid
 
 import msgspec
 import pytest
-from acts_strategies import MESH, NODE, acts, names
+from acts_strategies import MESH, NODE, OTHER, acts, names
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,9 +26,10 @@ def test_ids_are_uuid7_and_ordered_by_time(now: int, randomness: bytes) -> None:
 
 @given(acts(), names, names)
 def test_a_reply_has_one_id_however_often_it_is_made(act: Act, one: str, other: str) -> None:
-    assert reply_id(one, act, 0) == reply_id(one, act, 0)
-    assert reply_id(one, act, 0) != reply_id(one, act, 1)
-    assert (reply_id(one, act, 0) == reply_id(other, act, 0)) == (one == other)
+    assert reply_id(NODE, one, act, 0) == reply_id(NODE, one, act, 0)
+    assert reply_id(NODE, one, act, 0) != reply_id(NODE, one, act, 1)
+    assert reply_id(NODE, one, act, 0) != reply_id(OTHER, one, act, 0)
+    assert (reply_id(NODE, one, act, 0) == reply_id(NODE, other, act, 0)) == (one == other)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from protocol.keys import KeyKind, Signer
 from protocol.vocabulary import BODIES, Said
 
 NODE = Signer(b"n" * 32, KeyKind.NODE)
+OTHER = Signer(b"o" * 32, KeyKind.NODE)
 MESH = Signer(b"m" * 32, KeyKind.MESH)
 
 counts = st.integers(0, 2**53 - 1)

@@ -27,7 +27,7 @@ MESH = Signer(b"m" * 32, KeyKind.MESH)
 NODE = Signer(b"n" * 32, KeyKind.NODE)
 CLIENT = Signer(b"c" * 32, KeyKind.NODE)
 OTHER = Signer(b"o" * 32, KeyKind.NODE)
-SCHEMAS = (MESH_SCHEMA, TURNS_SCHEMA)
+SCHEMAS = {"mesh": MESH_SCHEMA, "turns": TURNS_SCHEMA}
 MESH_ID = MeshId(MESH.public)
 BUDGET = Budget(6, 16, 50_000, NOW + 600_000)
 
@@ -74,7 +74,7 @@ class World:
         """A node that runs within the block and is cut off at its end, as a crash would."""
         store = Store(self.path / "node.db", SCHEMAS)
         ground = Ground(bus or self.broker.connect(), store, Models(model, lambda _: style, "scripted"), self.clock)
-        node = Node(self.config, self.ems, Identity(MESH_ID, NODE, TRUST, NodeId(CLIENT.public)), ground)
+        node = Node(self.config, self.ems, Identity(NODE, certificate(NODE), TRUST, NodeId(CLIENT.public)), ground)
         async with asyncio.TaskGroup() as group:
             task = group.create_task(node.run())
             await node.ready.wait()
