@@ -44,7 +44,8 @@ from protocol.keys import KeyKind, MeshId, NodeId, Signer
 BASIN: Final = "yappings"
 WARM: Final = 20  # acts that are not counted
 MESH, NODE = Signer(b"m" * 32, KeyKind.MESH), Signer(b"n" * 32, KeyKind.NODE)
-TRUST = Trust([Certificate(MeshId(MESH.public), NodeId(NODE.public), 0, 2**50, ["speak"])])
+CERTIFICATE = Certificate(MeshId(MESH.public), NodeId(NODE.public), 0, 2**50, ["speak"])
+TRUST = Trust([CERTIFICATE])
 KINDS: Final = {"one of them answers": {"reply_on_floor": True}, "all answer": {"reply_on_all": True}}
 
 
@@ -99,11 +100,11 @@ async def ours(number: int, acts: int, settings: dict[str, bool]) -> Times:
     spent = 0.0
     async with MemoryBroker() as broker:
         with tempfile.TemporaryDirectory() as folder:
-            store = Store(Path(folder) / "node.db", (MESH_SCHEMA, TURNS_SCHEMA))
+            store = Store(Path(folder) / "node.db", {"mesh": MESH_SCHEMA, "turns": TURNS_SCHEMA})
             bus, model = broker.connect(), Scripted(["Indeed."])
-            outbox = Outbox(bus, store, NODE, MeshId(MESH.public), now_ms)
+            outbox = Outbox(bus, store, NODE, CERTIFICATE, now_ms)
             models = Models(model, lambda _: "chat", "scripted")
-            runtime = Runtime(Parts(MeshId(MESH.public), store, outbox, models, now_ms, show_nothing, 100))
+            runtime = Runtime(Parts(MeshId(MESH.public), NODE, store, outbox, models, now_ms, show_nothing, 100))
             runtime.host(roster(number, settings), listens)
 
             def hear(entries: Sequence[Entry]) -> None:

@@ -193,7 +193,7 @@ class Runtime:
         if not lines or lines[-1].source != f"act:{turn.act.hex()}":
             return Ending("silent", "what it would answer was taken back, or is too long ago"), None
         try:
-            plan = draft(em, self._parts.models, heard, lines, int.from_bytes(turn.id[8:], "big"))
+            plan = await draft(em, self._parts.models, heard, lines, int.from_bytes(turn.id[8:], "big"))
         except ModelError as error:
             return Ending("silent", str(error)), None
         made_from = (plan.request.model, plan.request.turns)
