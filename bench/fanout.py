@@ -34,7 +34,7 @@ from nodes.models.scripted import Scripted
 from nodes.runtime import Parts, Runtime
 from nodes.speaker import Models
 from nodes.turns import TURNS_SCHEMA
-from protocol.acts import Act, new_id
+from protocol.acts import Act, new_id, reply_key
 from protocol.address import Subject
 from protocol.budget import Budget
 from protocol.certificate import Certificate
@@ -104,7 +104,7 @@ async def ours(number: int, acts: int, settings: dict[str, bool]) -> Times:
             bus, model = broker.connect(), Scripted(["Indeed."])
             outbox = Outbox(bus, store, NODE, CERTIFICATE, now_ms)
             models = Models(model, lambda _: "chat", "scripted")
-            runtime = Runtime(Parts(MeshId(MESH.public), NODE, store, outbox, models, now_ms, show_nothing, 100))
+            runtime = Runtime(Parts(MeshId(MESH.public), reply_key(NODE), store, outbox, models, now_ms, show_nothing, 100))
             runtime.host(roster(number, settings), listens)
 
             def hear(entries: Sequence[Entry]) -> None:

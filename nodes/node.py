@@ -23,7 +23,7 @@ from nodes.config import MeshConfig
 from nodes.em import MAX_MEMORY_FILES, load_ems
 from nodes.runtime import Parts, Runtime
 from nodes.speaker import Models
-from protocol.acts import RANDOM_BYTES, Act, ActId, new_id
+from protocol.acts import RANDOM_BYTES, Act, ActId, new_id, reply_key
 from protocol.address import Subject, check_name
 from protocol.budget import Budget
 from protocol.certificate import Certificate
@@ -75,7 +75,7 @@ class Node:
         self.outbox = Outbox(ground.bus, ground.store, identity.signer, identity.certificate, ground.clock)
         parts = Parts(
             identity.mesh,
-            identity.signer,
+            reply_key(identity.signer),
             ground.store,
             self.outbox,
             ground.models,

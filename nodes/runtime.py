@@ -24,7 +24,7 @@ from nodes.speaker import Draft, Models, Reply, ask, draft
 from nodes.turn import Roster, decide
 from nodes.turns import Ending, Taken, Turns
 from protocol.acts import Act, ActId, reply_id
-from protocol.keys import MeshId, Signer
+from protocol.keys import MeshId
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
@@ -39,7 +39,7 @@ class Parts:
     """What a runtime is made of."""
 
     mesh: MeshId
-    signer: Signer
+    reply_key: bytes  # see protocol.acts
     store: Store
     outbox: Outbox
     models: Models
@@ -132,7 +132,7 @@ class Runtime:
                 silent.setdefault(decision.rule, []).append(em.name)
                 continue
             turn = Taken(
-                reply_id(self._parts.signer, em.name, act, 0), em.name, act.id, entry.basin, decision.rule, now
+                reply_id(self._parts.reply_key, em.name, act, 0), em.name, act.id, entry.basin, decision.rule, now
             )
             if self.turns.take(turn):
                 self._taken.append(turn)

@@ -81,15 +81,19 @@ def new_id(now_ms: int, randomness: bytes) -> ActId:
     )
 
 
-def reply_id(signer: Signer, author: str, answered: Act, attempt: int) -> ActId:
+def reply_key(signer: Signer) -> bytes:
+    """The 32 secret bytes that make a node's reply ids: a hash of its signature over a fixed text."""
+    return hashlib.blake2b(signer.sign(b"ampmesh/reply/1"), digest_size=32).digest()
+
+
+def reply_id(key: bytes, author: str, answered: Act, attempt: int) -> ActId:
     """The id of `author`'s reply to an act: the same however often the node crashed in between.
 
-    A UUIDv7 whose time is that of the act answered and whose random part is a BLAKE2b hash of the node's signature over
-    (act, author, attempt): nobody else can tell it beforehand and take it.
+    A UUIDv7 whose time is that of the act answered and whose random part is a BLAKE2b hash of (act, author, attempt)
+    under the node's `reply_key`: nobody else can tell it beforehand and take it.
     """
-    parts = b"\0".join((b"ampmesh/reply/1", answered.id, author.encode(), str(attempt).encode()))
-    digest = hashlib.blake2b(signer.sign(parts), digest_size=RANDOM_BYTES)
-    return new_id(answered.at_ms, digest.digest())
+    parts = b"\0".join((answered.id, author.encode(), str(attempt).encode()))
+    return new_id(answered.at_ms, hashlib.blake2b(parts, digest_size=RANDOM_BYTES, key=key).digest())
 
 
 @lru_cache(maxsize=1024)

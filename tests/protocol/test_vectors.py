@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from protocol.acts import Act, reply_id
+from protocol.acts import Act, reply_id, reply_key
 from protocol.budget import Budget
 from protocol.certificate import Certificate, issue, read_certificate
 from protocol.errors import BadFrame
@@ -69,7 +69,7 @@ def test_keys_documents_and_ids() -> None:
     told = VECTORS["reply_id"]
     answered = bytes.fromhex(told["answered"])
     act = Act(answered, "say", "me", [], answered, Budget(1, 1, 1, 1), told["at_ms"], {"text": ""})
-    assert reply_id(NODE, told["author"], act, told["attempt"]).hex() == told["id"]
+    assert reply_id(reply_key(NODE), told["author"], act, told["attempt"]).hex() == told["id"]
 
 
 def test_the_vocabulary() -> None:
