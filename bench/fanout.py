@@ -104,7 +104,8 @@ async def ours(number: int, acts: int, settings: dict[str, bool]) -> Times:
             bus, model = broker.connect(), Scripted(["Indeed."])
             outbox = Outbox(bus, store, NODE, CERTIFICATE, now_ms)
             models = Models(model, lambda _: "chat", "scripted")
-            runtime = Runtime(Parts(MeshId(MESH.public), reply_key(NODE), store, outbox, models, now_ms, show_nothing, 100))
+            mesh = MeshId(MESH.public)
+            runtime = Runtime(Parts(mesh, reply_key(NODE), store, outbox, models, now_ms, show_nothing, 100))
             runtime.host(roster(number, settings), listens)
 
             def hear(entries: Sequence[Entry]) -> None:
