@@ -73,8 +73,9 @@ def build(  # noqa: PLR0913, PLR0917 - all that a prompt is made of, each once
     tag = "" if style == "chat" else f"<{em.settings.name}>"
     room -= len(head) + len(tag)
     founding = _founding(em.voice.chat, int(room * FOUNDING_SHARE))
-    memory_room = int(room * MEMORY_SHARE) if em.voice.memory else 0  # kept free also when nothing comes to mind:
-    room -= _chars(founding) + memory_room  # the conversation's first line would move otherwise
+    # Kept free also when nothing comes to mind: the first line of the conversation would move otherwise.
+    memory_room = int(room * MEMORY_SHARE) if em.voice.memory or remembered else 0
+    room -= _chars(founding) + memory_room
     memory = _memory(remembered, memory_room)
     lines = [replace(line, author=em.settings.name) if line.author == em.name else line for line in lines]
     recent = _newest(heard, lines, room)

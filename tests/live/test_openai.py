@@ -106,6 +106,7 @@ async def test_chat_turns_keep_their_roles_and_text_becomes_a_user_turn(server: 
     ]
     assert body["stop"] == ["a", "b", "c", "d"]
     assert body["seed"] == 5
+    assert "top_p" not in body
     assert (body["model"], body["stream"], body["max_tokens"], body["temperature"]) == ("m-1", True, 50, 0.7)
 
 
@@ -371,13 +372,14 @@ async def test_no_more_tokens_are_cached_than_were_sent(server: FakeOpenAI, api:
 
 
 async def test_disliked_parameters_are_left_out_from_then_on(server: FakeOpenAI, api: Api) -> None:
-    fussy = Answer(rejects=("stream_options", "seed", "temperature", "stop", "max_tokens"))
+    fussy = Answer(rejects=("stream_options", "seed", "temperature", "top_p", "stop", "max_tokens"))
     vendor = model(server, api)
-    server.play(*[fussy] * 7)
+    server.play(*[fussy] * 8)
     for _ in range(2):
-        assert [piece async for piece in vendor.stream(ask(stop=("x",)))] == SAID
+        assert [piece async for piece in vendor.stream(ask(stop=("x",), top_p=0.5))] == SAID
     await vendor.close()
-    assert len(server.requests) == 7
+    assert len(server.requests) == 8
+    assert server.requests[0].body["top_p"] == 0.5
     text = "messages" if api == "chat" else "prompt"
     assert set(server.requests[-1].body) == {"model", "stream", "max_completion_tokens", text}
 

@@ -7,9 +7,10 @@ from contextlib import aclosing, suppress
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from nodes.chatlog import Line, Voice
+from nodes.config import MeshConfig
 from nodes.errors import ConfigError, ModelRefused, ModelUnavailable
 from nodes.models import conduit as module
 from nodes.models.base import Model, Request, Span, Turn, Usage
@@ -66,6 +67,14 @@ def test_model_strings(text: str, name: ModelName) -> None:
 def test_model_strings_that_mean_nothing_are_refused(text: str) -> None:
     with pytest.raises(ModelRefused, match="the model"):
         ModelName.parse(text)
+
+
+@pytest.mark.parametrize("name", ["gpt@0", "^x", "a\x1b[2Jb", "a\u202eb", "a b", "a\n", ""])
+def test_settings_refuse_model_names_that_mean_nothing(name: str) -> None:
+    somewhere = {"base_url": "http://localhost/v1", "provides": [name]}
+    for models in ({"default": name}, {"vendors": {"v": somewhere}}):
+        with pytest.raises(ValidationError):
+            MeshConfig.model_validate({"models": models})
 
 
 @given(st.text())

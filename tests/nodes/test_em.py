@@ -8,6 +8,7 @@ import pytest
 from nodes import em as em_module
 from nodes.em import Em, EmSettings, load_em, load_ems
 from nodes.errors import ConfigError
+from nodes.room import TAIL
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00" * 20
 
@@ -115,12 +116,36 @@ stop_sequences: ["###"]
         ("delay_s: -1", "1: delay_s: must be at least 0"),
         ("delay_s: .inf", "1: delay_s: must be a finite number"),
         ("budget: {tokens_per_day: -1}", "1: budget.tokens_per_day: must be at least 0"),
+        ("model: gpt@0", "1: model: the model 'gpt@0' asks for a context outside 1..100000000 tokens"),
+        ("model: ^x", "1: model: the model '^x' is not written name^tokenizer@context; correct its name"),
+        ('model: "a\\eb"', "1: model: must be a model's name, without spaces and characters that cannot be seen"),
+        ("model: a b", "1: model: must be a model's name, without spaces"),
+        ("model: a@100", "1: model: asks for a context of 100 tokens; a prompt and a reply need 256 or more"),
+        ("recency_window: 10_001", "1: recency_window: must be at most 10000"),
         ("mute: maybe", "1: mute: must be true or false, not 'maybe'"),
     ],
 )
 def test_mistakes_in_settings_are_told(tmp_path: Path, text: str, told: str) -> None:
     (problem,) = refused(tmp_path, text)
     assert problem.startswith(f"{tmp_path / 'aporia' / 'config.yaml'}:{told}")
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "key", "value"),
+    [
+        ("recency_window: 700", "700 messages are more than a node keeps; it sees 512", "recency_window", TAIL),
+        ("model: m^llama", "model: the tokenizer behind ^ is not used; a token counts as 4 characters", "top_p", None),
+        ("max_tokens: 8000", "max_tokens: 8,000 leave no room for a prompt; replies have 7,808 at most", "mute", False),
+        ("model: m@1000\nmax_tokens: 900", "replies have 808 at most", "mute", False),
+    ],
+)
+def test_what_cannot_be_had_is_brought_down_with_a_note(
+    tmp_path: Path, text: str, told: str, key: str, value: object
+) -> None:
+    em = configured(tmp_path, text)
+    (note,) = em.notes
+    assert note.endswith(told)
+    assert getattr(em.settings, key) == value
 
 
 def test_false_and_zero_mean_never_by_chance(tmp_path: Path) -> None:
