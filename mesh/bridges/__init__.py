@@ -1,0 +1,1 @@
+"""Bridges: where people and devices are who do not run a node."""

@@ -1,0 +1,253 @@
+"""The account: an ordinary user of any homeserver speaks for all ems, with their names before their words.
+
+Our own sync loop: the place moves in the transaction that keeps the events, what a limited timeline leaves out is
+fetched, and every failure waits before the next attempt.
+"""
+
+import asyncio
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn, cast
+
+import structlog
+
+from mesh.bridges.matrix.api import TIMEOUT_S, Access, Api
+from mesh.bridges.matrix.common import CLIENT, Speaking
+from mesh.bridges.matrix.content import prefixed
+from mesh.bridges.matrix.errors import MatrixFull, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.inbox import Inbound, parse_event
+from mesh.bridges.matrix.outbox import Done
+from mesh.bridges.matrix.port import MEMBER, Caps, Speaker
+from mesh.clock import Clock
+from mesh.store import Store
+from mesh.words import plain
+
+POLL_MS: Final = 30_000  # how long the homeserver waits for something new
+TIMELINE: Final = 50  # events a room and sync; more are fetched as a gap
+GAP_PAGE: Final = 100  # events a request when filling a gap
+GAP_PAGES: Final = 50  # requests a gap; beyond it the oldest stay unread, as after a long holiday
+BACKOFF_S: Final = (1.0, 60.0)  # first and longest wait after a failure, doubling between
+EARLY_S: Final = 1.0  # between two answers with nothing new, when the homeserver does not wait as asked
+LOST_PLACE: Final = frozenset({"M_UNKNOWN_POS", "M_INVALID_PARAM"})  # the homeserver does not know our cursor
+FILTER: Final = json.dumps(
+    {
+        "presence": {"types": []},
+        "account_data": {"types": []},
+        "room": {
+            "timeline": {"limit": TIMELINE},
+            "state": {"lazy_load_members": True},
+            "ephemeral": {"types": []},
+            "account_data": {"types": []},
+        },
+    },
+    separators=(",", ":"),
+)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A login that lasts. `token` is never shown."""
+
+    homeserver: str
+    user_id: str
+    device_id: str
+    token: str = field(repr=False)
+
+
+async def log_in(homeserver: str, user: str, password: str, device_id: str | None = None) -> Session:
+    """Log in by password, once; keep the session. Raises MatrixRefused, MatrixUnavailable."""
+    body: dict[str, Any] = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": user},
+        "password": password,
+        "initial_device_display_name": "ampmesh",
+    }
+    if device_id:
+        body["device_id"] = device_id
+    answer = await _once(Access(homeserver, ""), "POST", "login", body)
+    return _session(homeserver, answer, answer.get("access_token"))
+
+
+async def check_token(homeserver: str, token: str) -> Session:
+    """The session of an access token that a person brought. Raises MatrixLoggedOut when it is void."""
+    return _session(homeserver, await _once(Access(homeserver, token), "GET", "account/whoami"), token)
+
+
+async def _once(access: Access, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    api = Api(access)
+    try:
+        return await api.call(method, (*CLIENT, *path.split("/")), body)
+    finally:
+        await api.close()
+
+
+def _session(homeserver: str, answer: Mapping[str, Any], token: object) -> Session:
+    user_id, device_id = answer.get("user_id"), answer.get("device_id")
+    if not (isinstance(user_id, str) and isinstance(device_id, str) and isinstance(token, str)):
+        raise MatrixUnavailable("the homeserver's answer to the login names no user, device or token")
+    return Session(homeserver, user_id, device_id, token)
+
+
+class Account(Speaking):
+    """A MatrixPort through an ordinary account."""
+
+    def __init__(self, session: Session, store: Store, clock: Clock, on_done: Done | None = None) -> None:
+        api = Api(Access(session.homeserver, session.token))
+        super().__init__(api, store, clock, Caps("account", separate_identities=False), on_done)
+        self._me = session.user_id
+        self.ready = asyncio.Event()
+
+    async def run(self) -> None:
+        """Receive and send until cancelled. Raises MatrixLoggedOut (in an ExceptionGroup) when the token is void."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._listen(), name="matrix sync")
+                group.create_task(self.outbox.run(), name="matrix outbox")
+        finally:
+            self.ready.clear()
+            await self._api.close()
+
+    def user_id(self, speaker: str) -> str:  # noqa: ARG002 - one user speaks for all
+        """The account."""
+        return self._me
+
+    async def _acting(self, speaker: str) -> None:  # noqa: ARG002 - the token says who we are
+        return None
+
+    async def ensure(self, speaker: Speaker) -> str:  # noqa: ARG002 - names travel with each message
+        """Nothing to do: returns the account's user id."""
+        return self._me
+
+    def _dress(self, speaker: Speaker, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        return prefixed(content, speaker.key, speaker.name, speaker.avatar)
+
+    async def _listen(self) -> NoReturn:
+        """Sync for ever."""
+        wait_s = BACKOFF_S[0]
+        while True:
+            try:
+                await self._sync()
+            except MatrixRefused as error:
+                if error.code in LOST_PLACE and self.inbox.cursor(self._me):
+                    log.warning(
+                        "the homeserver does not know our place any more; listening begins anew", code=error.code
+                    )
+                    self.inbox.forget_cursor(self._me)
+                reason = plain(str(error))
+            except (MatrixUnavailable, MatrixFull) as error:
+                reason = plain(str(error))
+            else:
+                wait_s = BACKOFF_S[0]
+                self.ready.set()
+                continue
+            log.info("nothing can be heard from Matrix just now; trying again", reason=reason)
+            await asyncio.sleep(wait_s * random.uniform(0.75, 1.0))
+            wait_s = min(2 * wait_s, BACKOFF_S[1])
+
+    async def _sync(self) -> None:
+        """Ask once and keep what came, at once in a run's first time.
+
+        The first time ever, without a place, only open invitations count: what was said before is not for us.
+        """
+        since = self.inbox.cursor(self._me)
+        query = {"filter": FILTER, "timeout": str(POLL_MS if self.ready.is_set() else 0)} | (
+            {"since": since} if since else {}
+        )
+        begun = asyncio.get_running_loop().time()
+        answer = await self._api.call("GET", (*CLIENT, "sync"), query=query, timeout_s=TIMEOUT_S + POLL_MS / 1000)
+        place = answer.get("next_batch")
+        if not isinstance(place, str):
+            raise MatrixUnavailable("the homeserver's answer to a sync has no next_batch")
+        found = list(self._invitations(answer, since))
+        for section in ("join", "leave"):
+            for room, part in _rooms(answer, section):
+                if _events(part, "state") and _encrypts(part):
+                    self.inbox.note_encrypted([room])
+                if since:
+                    found += await self._heard(room, part, since)
+        new = self.inbox.take([event for event in found if event.sender != self._me], (self._me, place))
+        if not new and place == since and asyncio.get_running_loop().time() - begun < EARLY_S:
+            await asyncio.sleep(EARLY_S)
+
+    def _invitations(self, answer: Mapping[str, Any], since: str | None) -> Iterator[Inbound]:
+        """Invitations of this account. What the homeserver gives no id gets one that a repetition has as well."""
+        for room, part in _rooms(answer, "invite"):
+            for raw in _events(part, "invite_state"):
+                if raw.get("type") == MEMBER and raw.get("state_key") == self._me:
+                    made_up = hashlib.blake2b(f"{room} {since}".encode("utf-8", "replace"), digest_size=16).hexdigest()
+                    event = parse_event({"event_id": f"invite:{made_up}"} | raw | {"room_id": room}, "account")
+                    if event:
+                        yield event
+
+    async def _heard(self, room: str, part: Mapping[str, Any], since: str) -> list[Inbound]:
+        """What a room said since, oldest first, from our joining on."""
+        raw = _events(part, "timeline")
+        timeline = _dict(part.get("timeline"))
+        kept, joined = self._since_joining(raw)
+        start = timeline.get("prev_batch")
+        if timeline.get("limited") is True and isinstance(start, str) and not joined:
+            kept = await self._gap(room, start, since) + kept
+        events = [parse_event(one, "account", room) for one in kept]
+        return [event for event in events if event]
+
+    async def _gap(self, room: str, start: str, since: str) -> list[dict[str, Any]]:
+        """What a limited timeline left out, oldest first."""
+        missed = list[dict[str, Any]]()
+        for _ in range(GAP_PAGES):
+            query = {"dir": "b", "from": start, "to": since, "limit": str(GAP_PAGE)}
+            try:
+                answer = await self._api.call("GET", (*CLIENT, "rooms", room, "messages"), query=query)
+            except MatrixRefused as error:
+                log.warning("a gap in a room cannot be read", code=error.code)
+                return missed
+            page, joined = self._since_joining(_dicts(answer.get("chunk"))[::-1])
+            missed = page + missed
+            end = answer.get("end")
+            if joined or not isinstance(end, str) or end == start:
+                return missed
+            start = end
+        log.warning("a gap in a room is too long; its oldest events stay unread", events=len(missed))
+        return missed
+
+    def _since_joining(self, raw: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
+        """The events after our last joining among these, and whether there was one: what was before is not for us."""
+        for number in range(len(raw) - 1, -1, -1):
+            event = raw[number]
+            if event.get("type") == MEMBER and event.get("state_key") == self._me and _is_joining(event):
+                return raw[number + 1 :], True
+        return raw, False
+
+
+def _is_joining(event: Mapping[str, Any]) -> bool:
+    """Whether a membership event is a joining, and not a change of name or picture."""
+    before = _dict(_dict(event.get("unsigned")).get("prev_content"))
+    return _dict(event.get("content")).get("membership") == "join" and before.get("membership") != "join"
+
+
+def _encrypts(part: Mapping[str, Any]) -> bool:
+    return any(one.get("type") == "m.room.encryption" for one in _events(part, "state"))
+
+
+def _rooms(answer: Mapping[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for room, part in _dict(_dict(answer.get("rooms")).get(section)).items():
+        if isinstance(part, dict):
+            yield room, cast("dict[str, Any]", part)
+
+
+def _events(part: Mapping[str, Any], section: str) -> list[dict[str, Any]]:
+    return _dicts(_dict(part.get(section)).get("events"))
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _dicts(value: object) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        return []
+    return [cast("dict[str, Any]", one) for one in cast("list[object]", value) if isinstance(one, dict)]

@@ -1,0 +1,170 @@
+"""What both ways have in common: speaking. Each adds how it hears and who it is."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Final
+
+from mesh.bridges.matrix.api import UPLOAD_TIMEOUT_S, Api, As
+from mesh.bridges.matrix.content import resolve
+from mesh.bridges.matrix.errors import BadContent, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.inbox import Inbox
+from mesh.bridges.matrix.outbox import Done, Outbox, Outgoing
+from mesh.bridges.matrix.port import MESSAGE, REDACTION, Caps, Speaker
+from mesh.clock import Clock
+from mesh.store import Store
+
+CLIENT: Final = ("client", "v3")
+JOIN_TIMEOUT_S: Final = 120.0  # joining through federation takes long
+CLEAR_MS: Final = 10_000  # how long a room that was not encrypted is believed to be so still, unless an event says else
+MAX_UPLOAD: Final = 50 * 1024 * 1024  # bytes: what homeservers usually take
+
+
+class Speaking(ABC):
+    """The half of a MatrixPort that speaks."""
+
+    def __init__(self, api: Api, store: Store, clock: Clock, caps: Caps, on_done: Done | None = None) -> None:
+        self.caps = caps
+        self.inbox = Inbox(store, clock)
+        self.outbox = Outbox(store, clock, self._deliver, on_done)
+        self._api, self._store, self._clock = api, store, clock
+        self._clear: dict[str, int] = {}  # rooms that were not encrypted when asked last, and when that was
+
+    @abstractmethod
+    def user_id(self, speaker: str) -> str:
+        """The Matrix user that speaks for a speaker's key."""
+
+    @abstractmethod
+    async def _acting(self, speaker: str) -> As | None:
+        """Whom requests of a speaker are made for, made to exist first if need be."""
+
+    def _dress(self, _speaker: Speaker, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A message's content as this way sends it."""
+        return content
+
+    def put(self, speaker: Speaker, room: str, kind: str, content: Mapping[str, Any], key: str) -> bool:
+        """Keep one event for sending, within the caller's transaction; see MatrixPort."""
+        self.user_id(speaker.key)  # a speaker that cannot be one is refused here, not in the loop
+        _check(kind, content)
+        whole = self._dress(speaker, content) if kind == MESSAGE else content
+        return self.outbox.put(speaker.key, room, kind, whole, key)
+
+    async def send(self, speaker: Speaker, room: str, kind: str, content: Mapping[str, Any], key: str) -> str:
+        """Put one event and wait until it is sent; returns its id.
+
+        Raises MatrixRefused when it was given up. Cancelling stops the waiting, not the sending.
+        """
+        with self._store.transaction():
+            self.put(speaker, room, kind, content, key)
+        self.outbox.wake()
+        outcome = await self.outbox.wait(speaker.key, key)
+        if outcome.event_id is None:
+            raise MatrixRefused(outcome.reason or "it was given up", "GIVEN_UP", 0)
+        return outcome.event_id
+
+    async def _deliver(self, row: Outgoing) -> str:
+        """One attempt. Never plaintext into an encrypted room; a redaction carries none."""
+        acting = await self._acting(row.speaker)
+        content = self._resolved(row.content)
+        if row.kind == REDACTION:
+            return await self._redact(row, content, acting)
+        if await self._is_encrypted(row.room, acting):
+            raise MatrixRefused(
+                "the room is encrypted, and this bridge cannot encrypt: nothing was sent", "ENCRYPTED", 0
+            )
+        path = (*CLIENT, "rooms", row.room, "send", row.kind, row.txn)
+        return _event_id(await self._api.call("PUT", path, content, acting=acting))
+
+    def _resolved(self, text: str) -> dict[str, Any]:
+        """A row's content with the ids of what it refers to; the same at every attempt, since those are settled."""
+
+        def lookup(speaker: str, key: str) -> str | None:
+            outcome = self.outbox.outcome(speaker, key)
+            return outcome.event_id if outcome else None
+
+        content = resolve(json.loads(text), lookup)
+        if content is None:
+            raise MatrixRefused("what it refers to was never sent", "NOTHING_TO_REFER_TO", 0)
+        return content
+
+    async def _redact(self, row: Outgoing, content: Mapping[str, Any], acting: As | None) -> str:
+        reason = {"reason": content["reason"]} if isinstance(content.get("reason"), str) else {}
+        path = (*CLIENT, "rooms", row.room, "redact", content["redacts"], row.txn)
+        return _event_id(await self._api.call("PUT", path, reason, acting=acting))
+
+    async def _is_encrypted(self, room: str, acting: As | None) -> bool:
+        """Whether a room is encrypted: what was heard, or else what the homeserver says."""
+        if self.inbox.is_encrypted(room):
+            return True
+        if self._clock() - self._clear.get(room, -CLEAR_MS) < CLEAR_MS:
+            return False
+        try:
+            await self._api.call("GET", (*CLIENT, "rooms", room, "state", "m.room.encryption", ""), acting=acting)
+        except MatrixRefused as error:
+            if error.code != "M_NOT_FOUND":
+                raise
+            self._clear[room] = self._clock()
+            return False
+        self.inbox.note_encrypted([room])
+        return True
+
+    async def join(self, speaker: str, room: str) -> str:
+        """Join a room by id or alias; returns its id."""
+        acting = await self._acting(speaker)
+        answer = await self._api.call("POST", (*CLIENT, "join", room), {}, acting=acting, timeout_s=JOIN_TIMEOUT_S)
+        return _text(answer, "room_id")
+
+    async def leave(self, speaker: str, room: str) -> None:
+        """Leave a room, or decline its invitation."""
+        await self._api.call("POST", (*CLIENT, "rooms", room, "leave"), {}, acting=await self._acting(speaker))
+
+    async def invite(self, speaker: str, room: str, user_id: str) -> None:
+        """Invite a user."""
+        acting = await self._acting(speaker)
+        await self._api.call("POST", (*CLIENT, "rooms", room, "invite"), {"user_id": user_id}, acting=acting)
+
+    async def typing(self, speaker: str, room: str, timeout_ms: int) -> None:
+        """Show as typing for so long; 0 stops it."""
+        body = {"typing": True, "timeout": timeout_ms} if timeout_ms else {"typing": False}
+        path = (*CLIENT, "rooms", room, "typing", self.user_id(speaker))
+        await self._api.call("PUT", path, body, acting=await self._acting(speaker))
+
+    async def read(self, speaker: str, room: str, event_id: str) -> None:
+        """Say that everything up to an event was read."""
+        path = (*CLIENT, "rooms", room, "receipt", "m.read", event_id)
+        await self._api.call("POST", path, {}, acting=await self._acting(speaker))
+
+    async def upload(self, speaker: str, data: bytes, mime: str, name: str) -> str:
+        """Store a file with the homeserver; returns its `mxc://` address. Raises BadContent beyond MAX_UPLOAD."""
+        if len(data) > MAX_UPLOAD:
+            raise BadContent(f"a file of {len(data)} bytes is too large; at most {MAX_UPLOAD} are sent to Matrix")
+        acting = await self._acting(speaker)
+        path, query = ("media", "v3", "upload"), {"filename": name}
+        answer = await self._api.call(
+            "POST", path, data, query=query, acting=acting, mime=mime, timeout_s=UPLOAD_TIMEOUT_S
+        )
+        return _text(answer, "content_uri")
+
+
+def _check(kind: str, content: Mapping[str, Any]) -> None:
+    """Refuse what could not be sent later. Raises BadContent."""
+    if kind == REDACTION and not isinstance(content.get("redacts"), str):
+        raise BadContent("a redaction says in `redacts` which event it takes back")
+    if kind == MESSAGE and not (isinstance(content.get("body"), str) and isinstance(content.get("msgtype"), str)):
+        raise BadContent("a message has a `msgtype` and a `body`")
+    try:
+        resolve(content, lambda _speaker, _key: None)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BadContent("`m.relates_to` names events by their ids") from error
+
+
+def _event_id(answer: Mapping[str, Any]) -> str:
+    return _text(answer, "event_id")
+
+
+def _text(answer: Mapping[str, Any], name: str) -> str:
+    """A text in an answer. Raises MatrixUnavailable when it is missing: whoever answered is no homeserver."""
+    value = answer.get(name)
+    if not isinstance(value, str):
+        raise MatrixUnavailable(f"the homeserver's answer lacks {name}")
+    return value

@@ -1,0 +1,43 @@
+"""What can go wrong with a homeserver.
+
+MatrixError
+├── MatrixUnavailable   away, overloaded, or answering nonsense: try again, the transaction id makes it safe
+├── MatrixRefused       it said no, and will say no again: `code` and `status` say why
+├── MatrixLoggedOut     our token is not valid (any more): a person must log in again
+├── MatrixFull          too much waits already, in or out
+└── BadContent          what was to be sent is no event content
+"""
+
+from mesh.errors import MeshError
+
+
+class MatrixError(MeshError):
+    """Base of everything that the Matrix bridge raises."""
+
+
+class MatrixUnavailable(MatrixError):
+    """The homeserver is away or asks for patience. `retry_after_s` is what it asked for, None when it did not say."""
+
+    def __init__(self, sentence: str, retry_after_s: float | None = None) -> None:
+        super().__init__(sentence)
+        self.retry_after_s = retry_after_s
+
+
+class MatrixRefused(MatrixError):
+    """The homeserver refused for good. `code` is Matrix's errcode, `status` the HTTP status."""
+
+    def __init__(self, sentence: str, code: str, status: int) -> None:
+        super().__init__(sentence)
+        self.code, self.status = code, status
+
+
+class MatrixLoggedOut(MatrixError):
+    """The homeserver does not know our token."""
+
+
+class MatrixFull(MatrixError):
+    """A bound is reached; nothing was taken."""
+
+
+class BadContent(MatrixError):
+    """The content cannot be an event: not JSON as Matrix has it."""

@@ -1,0 +1,13 @@
+"""The Matrix bridge's tables in the node's database."""
+
+from typing import Final
+
+from mesh.bridges.matrix.inbox import MATRIX_INBOX
+from mesh.bridges.matrix.outbox import MATRIX_OUTBOX
+
+MATRIX_PROFILES: Final = """
+    CREATE TABLE matrix_profiles (
+        user_id TEXT PRIMARY KEY, name TEXT NOT NULL, avatar TEXT NOT NULL
+    ) WITHOUT ROWID;
+"""
+MATRIX_SCHEMA: Final = (MATRIX_INBOX + MATRIX_OUTBOX + MATRIX_PROFILES,)
