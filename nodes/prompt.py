@@ -82,8 +82,10 @@ def build(  # noqa: PLR0913, PLR0917 - all that a prompt is made of, each once
     if style == "completions":
         spans = (*founding, *_conversation(recent[:-1]), *memory, *_conversation(recent[-1:]), Span(tag, "format"))
         return Prompt((Turn("text", spans),), recent, reply_tokens)
-    system = Turn("system", (Span(head, "format"), *founding, *memory))
-    return Prompt((system, *_turns(em, recent)), recent, reply_tokens)
+    system = Turn("system", (Span(head, "format"), *founding))
+    *before, last = _turns(em, recent)
+    last = Turn(last.role, (*last.spans[:-1], *memory, last.spans[-1]))
+    return Prompt((system, *before, last), recent, reply_tokens)
 
 
 def parse(em: Em, text: str) -> str:

@@ -165,3 +165,10 @@ def test_memory_and_a_log_of_one_endless_scene_are_cut_rather_than_left_out() ->
     founding, _, rest = text.partition("---\n")
     assert founding.startswith("<aporia> the tide")
     assert "What comes to mind:\n<aporia> the tide" in rest
+
+
+def test_what_comes_to_mind_stands_next_to_the_end_for_chat_models_too() -> None:
+    memory = parse_log("<aporia> The drawer.\n", "aporia.chr/notes.txt")
+    turns = build(APORIA, "chat", len(SAID), SAID, memory).turns
+    assert "drawer" not in turns[0].text
+    assert turns[-1].text.index("drawer") < turns[-1].text.index("tasks?")
