@@ -9,6 +9,7 @@ async with connect() as mesh:            # nodes.commands.connection
 
 import asyncio
 import secrets
+import string
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -21,15 +22,22 @@ from mesh.clock import Clock
 from mesh.errors import BusRefused, BusUnavailable
 from mesh.trust import Trust
 from nodes.errors import NodeError, NotRunning
-from protocol.acts import Act
+from protocol.acts import ID_BYTES, Act
 from protocol.address import check_name, parse_subject
 from protocol.errors import ProtocolError
 from protocol.frame import decode_frame
 from protocol.keys import MeshId, Signer
 from protocol.request import NONCE_BYTES, encode_request
+from protocol.vocabulary import MAX_TEXT
 
 REQUEST_S: Final = 30.0  # how long the node may take: a full disk makes it slow, and then it says so
+_HEX: Final = frozenset(string.hexdigits)
 INBOX: Final = 4_096  # acts that wait for a slow reader; the oldest are dropped and counted
+
+
+def is_id(text: str) -> bool:
+    """Whether a text is an act's id in hex."""
+    return len(text) == 2 * ID_BYTES and _HEX.issuperset(text)
 
 
 class Heard(NamedTuple):
@@ -77,7 +85,11 @@ class Client:
 
     async def say(self, basin: str, text: str, *, kind: str = "say", answers: str | None = None) -> dict[str, Any]:
         """Say something in the person's name; returns the act once it is stored. `answers` is an act's id in hex."""
-        refs = [answers] if answers else []
+        if len(text) > MAX_TEXT:
+            raise NodeError(f"that is {len(text)} characters; at most {MAX_TEXT} fit into one message")
+        if answers is not None and not is_id(answers):
+            raise NodeError(f"{answers[:40]!a} is no id of an act: give its {2 * ID_BYTES} hex digits")
+        refs = [] if answers is None else [answers]
         return await self.request("say", {"basin": basin, "text": text, "kind": kind, "refs": refs})
 
     async def stop(self, basin: str) -> None:

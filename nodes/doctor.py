@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -21,7 +21,8 @@ from mesh.errors import ServerFailed
 from mesh.server import LOW_DISK_BYTES, find_server
 from mesh.trust import CLOCK_SKEW_MS
 from mesh.words import plain
-from nodes.em import load_ems
+from nodes.disk import told
+from nodes.em import Em
 from nodes.errors import ConfigError, NodeError
 from nodes.home import Home
 from nodes.layout import counted, when
@@ -37,6 +38,12 @@ VENDOR_S: Final = 5.0  # for a vendor to list its models
 EXPIRES_SOON_DAYS: Final = 30  # a month in which to run one command
 LITTLE_DISK_BYTES: Final = 1 << 30  # days of lively talk
 DAY_MS: Final = 86_400_000
+
+_PARTS: Final = {  # of a home
+    "data": "data/ is missing: what was said before is gone; `mesh up` makes it anew",
+    "ems": "ems/ is missing; restore it from a backup, or make an em: mesh em new NAME",
+    "keys": "keys/ is missing; restore it from a backup",
+}
 
 
 class Check(NamedTuple):
@@ -87,15 +94,17 @@ def check_server() -> Check:
 
 def check_home(home: Home) -> list[Check]:
     """Whether the folder can be used, and has room."""
+    missing = [Check("home", "fail", text) for name, text in _PARTS.items() if not (home.path / name).exists()]
+    if missing:
+        return missing
     try:
         for folder in (home.path, home.ems, home.keys):
             next(folder.iterdir(), None)
         with tempfile.TemporaryFile(dir=home.data) as file:
             file.write(b"can this be written?")
     except OSError as error:
-        return [
-            Check("home", "fail", f"{error.filename or home.path}: {error.strerror}; check its owner and permissions")
-        ]
+        where = error.filename or home.data
+        return [Check("home", "fail", told(f"{where} cannot be used", error, "check its owner and permissions"))]
     free = shutil.disk_usage(home.data).free
     room = f"{free >> 20:,} MiB free"
     disk: State = "fail" if free < LOW_DISK_BYTES else "warn" if free < LITTLE_DISK_BYTES else "ok"
@@ -152,10 +161,9 @@ def check_settings(home: Home) -> list[Check]:
     return [Check("settings", "ok", f"{home.path / 'mesh.yaml'} is valid")]
 
 
-def check_ems(home: Home) -> list[Check]:
-    """Whether the em folders can be read."""
-    ems, problems = load_ems(home.ems)
-    notes = sum(len(em.notes) for em in ems)
+def check_ems(ems: Sequence[Em], problems: Sequence[str], names: Sequence[str]) -> list[Check]:
+    """Whether the em folders could be read. `names`: which names are not one em's alone."""
+    notes = sum(len(em.notes) for em in ems) + len(names)
     if problems:
         return [Check("ems", "fail", f"{counted(len(problems), 'problem')}; run: mesh em check")]
     if notes:

@@ -16,6 +16,7 @@ from protocol.keys import MeshId, fingerprint
 FIRST_SPANS: Final = 4  # of a prompt that are shown in short: who the em is
 LAST_SPANS: Final = 8  # and what it answers
 SPAN_CHARS: Final = 90  # of each, so that it fits on a line
+HANG: Final = 10  # columns before what is told
 QUOTE_CHARS: Final = 200  # of an act that is answered
 
 
@@ -68,8 +69,11 @@ def as_json(known: Why) -> dict[str, Any]:
     }
 
 
-def as_text(known: Why, own: MeshId | None, *, whole: bool = False) -> Iterator[str]:
-    """For a person, line by line. Authors of meshes other than `own` are told apart. `whole`: all of the prompt."""
+def as_text(known: Why, own: MeshId | None, *, whole: bool = False, there: str = "") -> Iterator[str]:
+    """For a person, line by line. Authors of meshes other than `own` are told apart. `whole`: all of the prompt.
+
+    `there` is what a command needs behind it to find the home.
+    """
     if known.said:
         yield f"{_who(known.said, own)}, in {known.said.basin}, {when(known.said.act.at_ms)}, {known.id.hex()}:"
         yield f"  {plain(known.said.act.text)}"
@@ -83,7 +87,7 @@ def as_text(known: Why, own: MeshId | None, *, whole: bool = False) -> Iterator[
     if known.said:
         yield from _chain(known.said, known.root, own)
     if known.made and known.made.prompt:
-        yield from _whole(known.made.prompt) if whole else _short(known)
+        yield from _whole(known.made.prompt) if whole else _short(known, there)
     elif known.made:
         yield "prompt    not kept: it was never made, or it is an old one"
     yield from _after(known)
@@ -159,12 +163,12 @@ def _who(entry: Entry, own: MeshId | None) -> str:
     return author if own in {None, entry.mesh} else f"{author}@{fingerprint(entry.mesh)}"
 
 
-def _short(known: Why) -> Iterator[str]:
+def _short(known: Why, there: str) -> Iterator[str]:
     """A screenful: the beginning of the prompt, and its end."""
     prompt = known.made.prompt if known.made and known.made.prompt else ()
     spans = [span for turn in prompt for span in turn.spans]
     size = sum(len(span.text) for span in spans)
-    yield f"prompt    {len(spans):,} pieces, {size:,} characters; all of it: mesh why {known.id.hex()} --prompt"
+    yield f"prompt    {len(spans):,} pieces, {size:,} characters; all of it: mesh why {known.id.hex()} --prompt{there}"
     width = max(len(_source(span)) for span in spans)
     left_out = len(spans) - FIRST_SPANS - LAST_SPANS
     for number, span in enumerate(spans):

@@ -9,10 +9,8 @@ data/       nats/ (the stream), node.db, node.json (where the running node is re
 import contextlib
 import os
 import re
-import secrets
 import shlex
 import shutil
-import stat
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,14 +21,11 @@ import msgspec
 from mesh.clock import Clock
 from mesh.errors import StoreFailed
 from mesh.store import Hold
-from mesh.trust import Trust
 from nodes.config import MeshConfig, starter_mesh_yaml
 from nodes.disk import copy_tree, told, write_private
 from nodes.errors import HomeError
+from nodes.keyring import Keyring
 from nodes.settings import load
-from protocol.certificate import Certificate, Revocation, issue, read_certificate, read_revocation, revoke
-from protocol.errors import ProtocolError
-from protocol.keys import KEY_BYTES, KeyKind, MeshId, NodeId, Signer
 
 _PART: Final = ".init.part"  # where a home is made before it is put in place
 _CONTENT: Final = ("data", "ems", "keys", "mesh.yaml")  # in the order in which they are put in place

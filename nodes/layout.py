@@ -1,5 +1,6 @@
 """How commands lay out what they found: columns and times. Words of others pass `mesh.words.plain` first."""
 
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -9,10 +10,27 @@ from mesh.words import plain
 GAP = "  "
 
 
-def lines(texts: Iterable[str]) -> None:
-    """Write lines to standard output; what it cannot say (half characters, an old terminal) becomes `?`."""
+def lines(texts: Iterable[str], hang: int | None = None) -> None:
+    """Write lines to standard output; what it cannot say (half characters, an old terminal) becomes `?`.
+
+    With `hang`, lines that are too long for a terminal are broken between words, and go on after so many columns.
+    """
     encoding = sys.stdout.encoding or "utf-8"
+    if hang is not None and sys.stdout.isatty():
+        columns = shutil.get_terminal_size().columns
+        texts = [line for text in texts for line in broken(text, columns, hang)]
     sys.stdout.write("".join(f"{text}\n" for text in texts).encode(encoding, "replace").decode(encoding))
+
+
+def broken(text: str, columns: int, hang: int) -> list[str]:
+    """A line as lines of fewer than `columns` columns; on a narrow terminal they hang by less than `hang`."""
+    if len(text) < columns and text.isascii():
+        return [text]
+    from nodes.terminal import MIN_ROOM, wrap
+
+    indent = min(hang, max(columns - 1 - MIN_ROOM, 0))
+    first, *rest = wrap(text, max(columns - 1, MIN_ROOM), max(columns - 1 - indent, MIN_ROOM))
+    return [first, *(" " * indent + line for line in rest)]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

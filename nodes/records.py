@@ -3,8 +3,10 @@
 import string
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final, NamedTuple
 
+from mesh.errors import StoreFailed
 from mesh.ledger import Entry, count, missing, recent
 from mesh.store import Store
 from nodes.config import MeshConfig
@@ -12,6 +14,7 @@ from nodes.em import Em
 from nodes.errors import NodeError
 from nodes.home import Home
 from nodes.room import SHOWN
+from nodes.turns import Turns
 from protocol.acts import ID_BYTES
 from protocol.frame import MAX_ACTS
 
@@ -36,7 +39,7 @@ class Talk(NamedTuple):
 @contextmanager
 def records(home: Home) -> Generator[Store | None]:
     """The node's database, to read; None when no node has run here yet. Raises StoreFailed."""
-    if not home.database.exists():
+    if not home.database.exists() or home.database.stat().st_size == 0:
         yield None
         return
     store = Store(home.database, read_only=True)
@@ -44,6 +47,29 @@ def records(home: Home) -> Generator[Store | None]:
         yield store
     finally:
         store.close()
+
+
+def damaged(path: Path | str) -> str:
+    """What to do about a database of ours that SQLite cannot read."""
+    if Path(path).name != "node.db":
+        return f"{path} is damaged; move it away and start again"
+    return (
+        f"{path} is damaged; move it away and start again: it is rebuilt from the stream, all but what `mesh why` knows"
+    )
+
+
+def failed(home: Home, act: bytes) -> tuple[list[tuple[bytes, str, str]], bool]:
+    """The turns (id, em, reason) that were to answer an act and came to nothing; and whether others still go on.
+
+    Whatever cannot be read counts as nothing: this is asked again and again beside a node that runs.
+    """
+    try:
+        with records(home) as store:
+            told = [] if store is None else Turns(store).about(act)
+    except StoreFailed:
+        return [], False
+    ended = [(one.taken.id, one.taken.em, one.outcome or "") for one in told if one.state == "silent"]
+    return ended, any(one.state == "decided" for one in told)
 
 
 def numbers(store: Store | None) -> dict[str, int]:

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from nodes.layout import broken
+
 if TYPE_CHECKING:  # rich takes 30 ms to import, and help does without it
     from rich.console import Console
     from rich.text import Text
@@ -151,14 +153,16 @@ class Screen:
         cut = len(text) > LIVE_LINES * room or len(lines) > LIVE_LINES
         return self.act(Said(author, ("… " if cut else "") + "\n".join(lines[-LIVE_LINES + cut :])))
 
-    def note(self, text: str) -> str:
-        """A line of the command's own, dim, so that nobody takes it for somebody's words; ends with a newline.
+    def note(self, text: str, hang: int = 0) -> str:
+        """Something of the command's own, dim, so that nobody takes it for somebody's words; ends with a newline.
 
-        The terminal wraps it, so that a command in it can be copied.
+        On a terminal it is broken between words; its further lines begin after `hang` columns.
         """
         from rich.text import Text
 
-        return styled(Text(" ".join(clean(text)), "dim"), self._colours) + "\n"
+        line = " ".join(clean(text))
+        lines = [line] if self.width is None else broken(line, self.width, hang)
+        return "".join(styled(Text(one, "dim"), self._colours) + "\n" for one in lines)
 
     def write(self, line: str) -> None:
         """Write a line at once."""

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -17,12 +18,14 @@ from mesh.bus.nats import NatsBus
 from mesh.clock import now_ms
 from mesh.server import Server, ServerKeys
 from mesh.store import MESH_SCHEMA, Store
+from mesh.words import plain
 from nodes.client import Client
 from nodes.config import MeshConfig
 from nodes.config import Vendor as VendorConfig
 from nodes.control import Control
-from nodes.errors import ConfigError, NotRunning
-from nodes.home import Home, Running
+from nodes.em import Em
+from nodes.errors import ConfigError, ModelRefused, NotRunning
+from nodes.home import Home, Running, at_home
 from nodes.models.conduit import ECHO, Conduit, ModelName, Vendor
 from nodes.node import Ground, Identity, Node
 from nodes.prompt import Style
@@ -58,7 +61,8 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
         identity = Identity(home.signer("node"), home.certificate(), home.trust(), client)
         identity.certificate.check(now_ms())
         node = Node(config, home.ems, identity, Ground(bus, store, models, now_ms))
-        running = Running(os.getpid(), url, now_ms())
+        credentials = _credentials(home, config) if server is None else None
+        running = Running(os.getpid(), url, now_ms(), server is None, None if credentials is None else str(credentials))
         stack.callback(home.announce, None)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(node.run(), name="node")]
@@ -71,6 +75,8 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
                 await _first(control.ready, stop)
                 home.announce(running)
                 log.info("the node is up", mesh=config.name, ems=len(node.runtime.ems), bus=url)
+                for problem in (*model_problems(config, node.runtime.ems.values()), *_key_problems(home, config)):
+                    log.warning(problem)
                 if started is not None:
                     tasks.append(group.create_task(_then(started, stop), name="beside"))
                 await stop.wait()
@@ -141,13 +147,16 @@ def _credentials(home: Home, config: MeshConfig) -> Path | None:
 async def connect(home: Home) -> AsyncGenerator[Client]:
     """A client of the running node. Raises NotRunning."""
     running = home.running()
+    start = f"start it with: mesh up{at_home(home.path)}"
     if running is None:
-        raise NotRunning(f"no node is running on {home.path}; start it with: mesh up")
-    config = home.config()
-    if config.server.url is None:
-        opening = NatsBus.connect(running.url, nkey_seed=home.signer("client").seed(), manage_stream=False)
+        raise NotRunning(f"no node is running on {home.path}; {start}")
+    if not running.alive:
+        raise NotRunning(f"the node with process id {running.pid} ended without a word; {start}")
+    if running.external:  # mesh.yaml is not asked: a mistake in it must not lock anybody out of a node that runs
+        credentials = None if running.credentials is None else Path(running.credentials)
+        opening = NatsBus.connect(running.url, credentials=credentials, manage_stream=False)
     else:
-        opening = NatsBus.connect(running.url, credentials=_credentials(home, config), manage_stream=False)
+        opening = NatsBus.connect(running.url, nkey_seed=home.signer("client").seed(), manage_stream=False)
     bus = await opening
     try:
         yield Client(bus, home.mesh_id(), home.signer("client"), home.trust(), now_ms)
@@ -169,6 +178,34 @@ def _models(home: Home, config: MeshConfig) -> tuple[Conduit, Models]:
 
     conduit = Conduit(config.models.default, vendors, model_calls=config.limits.model_calls)
     return conduit, Models(conduit, style, config.models.default)
+
+
+def model_problems(config: MeshConfig, ems: Iterable[Em]) -> list[str]:
+    """A sentence for every model that some ems would speak with and that no vendor provides."""
+    models = config.models
+    wanted: dict[str, list[str]] = {models.default: []}
+    for em in ems:
+        wanted.setdefault(em.settings.model or models.default, []).append(em.name)
+    problems: list[str] = []
+    for model, users in wanted.items():
+        try:
+            name = ModelName.parse(model).name
+        except ModelRefused as error:
+            problems.append(str(error))
+            continue
+        if name == ECHO or any(fnmatchcase(name, one) for vendor in models.vendors.values() for one in vendor.provides):
+            continue
+        whose = "the default model" if model == models.default else f"the model of {', '.join(sorted(users))}"
+        problems.append(f"no vendor in mesh.yaml provides {plain(model)}, {whose}: whoever has it cannot answer")
+    return problems
+
+
+def _key_problems(home: Home, config: MeshConfig) -> Iterable[str]:
+    for name, vendor in config.models.vendors.items():
+        try:
+            vendor_key(home, config, name, vendor)
+        except ConfigError as error:
+            yield str(error)
 
 
 def _vendor(home: Home, config: MeshConfig, name: str, vendor: VendorConfig) -> Vendor:

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from nodes.commands.common import add_home, add_json, home_of, print_json
+from nodes.commands.common import add_home, add_json, count, home_of, print_json
 
 if TYPE_CHECKING:
     from mesh.ledger import Entry
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from nodes.em import Em
     from nodes.records import Talk
 
+HANG = 4  # columns before what does not fit on an act's first line
 LAST = 20  # acts that `show` shows: a screenful
-MAX_LAST = 10_000  # a few megabytes of text; more is what `mesh export` is for
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,17 +23,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     text = "the newest acts of a basin, and its budget"
     show = actions.add_parser("show", help=text, description=f"Show {text}.")
     show.add_argument("basin", metavar="BASIN")
-    show.add_argument("--last", type=_count, default=LAST, metavar="N", help=f"how many acts (default: {LAST})")
+    show.add_argument("--last", type=count, default=LAST, metavar="N", help=f"how many acts (default: {LAST})")
     show.set_defaults(run=_show)
     for action in (every, show):
         add_home(action)
         add_json(action)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or len(text) > len(str(MAX_LAST)) or int(text) > MAX_LAST:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {MAX_LAST}")
-    return int(text)
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -90,7 +84,7 @@ def _show(options: argparse.Namespace) -> None:
     if options.json:
         print_json({**about, "recent": _as_json(entries)})
     else:
-        lines([*_head(about), *_said(entries)])
+        lines([*_head(about), *_said(entries)], HANG)
 
 
 def _as_json(entries: "list[Entry]") -> list[dict[str, Any]]:

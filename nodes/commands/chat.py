@@ -5,7 +5,6 @@ import asyncio
 import codecs
 import contextlib
 import os
-import shlex
 import sys
 import threading
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ if TYPE_CHECKING:  # what these need takes longer to import than help may take
     from nodes.terminal import Screen
 
 WAIT_S: Final = 5.0  # seconds of silence after which piped talk is over
+SILENCE_S: Final = 2.0  # after a person's words; then those who were to answer may have failed
+LOOKS: Final = 10  # for failures, about a second apart, while nobody is still to answer
 READ_BYTES: Final = 65_536
 WAITING: Final = 256  # lines of standard input that wait to be said; then whoever writes them waits
 STDIN: Final = 0
@@ -28,7 +29,7 @@ QUIT: Final = "/quit"
 HELP: Final = (
     "/stop  ends all chains of replies here, and what is being written",
     "/who   tells who is here and who is writing",
-    "/why   tells how to see what the last reply was made from",
+    "/why   tells why the last reply was given and what it was made from, or why there was none",
     "/quit  leaves, as Ctrl-D does; Ctrl-C clears the line, Tab completes names",
     "A message that begins with / is written with //.",
 )
@@ -66,41 +67,79 @@ class Talk:
 
     def __init__(self, home: "Home", basin: str) -> None:
         self._home, self._basin = home, basin
-        self._reply = ""
+        self._own = self._reply = ""  # ids: what the person said last, and what was answered to anything since
+        self._quiet_s = 0.0  # since when nothing was said; on the loop's clock
+        self._looks = 0  # into the records that are left, for what the person said last
+        self._told: set[bytes] = set()
         self.client: Client | None = None  # None while the node is away
 
     def hear(self, record: "Record") -> None:
         """Remember the last reply."""
+        self._quiet_s = asyncio.get_running_loop().time()
         if record["id"] != record["root"]:
             self._reply = record["id"]
 
     async def line(self, text: str) -> Sequence[str]:
-        """Do what a line says, QUIT excepted; returns what to tell the person. Raises NodeError."""
+        """Do what a line says, QUIT excepted; returns lines for the person. Raises NodeError, MeshError."""
         text = text.strip()
         if text == "/help":
-            return HELP
+            return [note(line) for line in HELP]
         if text == "/why":
-            return [self._why()]
+            return self._why()
         if self.client is None:
             raise NotRunning("the node is away; wait until it is back")
         if text == "/stop":
+            self._looks = 0  # who is stopped has not failed
             await self.client.stop(self._basin)
         elif text == "/who":
-            return [_who(await self.client.status())]
+            return [note(_who(await self.client.status()))]
         elif text.startswith("/") and not text.startswith("//"):
-            return [f"there is no {text.split()[0]}; /help tells what there is"]
+            return [note(f"there is no {text.split()[0]}; /help tells what there is")]
         elif text:
-            await self.client.say(self._basin, text[1:] if text.startswith("//") else text)
+            await self._say(self.client, text[1:] if text.startswith("//") else text)
         return []
 
-    def _why(self) -> str:
-        from nodes.home import default_home
-        from nodes.terminal import program
+    async def _say(self, client: "Client", text: str) -> None:
+        self._reply = ""
+        said = await client.say(self._basin, text)
+        self._own, self._looks = said["id"], LOOKS
+        self._quiet_s = asyncio.get_running_loop().time()
 
-        if not self._reply:
-            return "nobody has replied yet"
-        there = "" if self._home.path == default_home().absolute() else f" --home {shlex.quote(str(self._home.path))}"
-        return f"{program(sys.argv[0])} why {self._reply}{there}"
+    def failures(self, *, at_once: bool = False) -> list[str]:
+        """A line for each em that was to answer the person's last words and could not, once.
+
+        Looks into the node's records when nothing was said for SILENCE_S; to be called about every second.
+        """
+        quiet = asyncio.get_running_loop().time() - self._quiet_s >= SILENCE_S
+        if not self._own or not self._looks or not (quiet or at_once):
+            return []
+        from nodes.records import failed
+
+        ended, still = failed(self._home, bytes.fromhex(self._own))
+        self._looks = LOOKS if still else self._looks - 1
+        new = [(turn, em, reason) for turn, em, reason in ended if turn not in self._told]
+        self._told.update(turn for turn, _, _ in new)
+        return [note(f"{em} cannot answer: {reason}") for _, em, reason in new]
+
+    def _why(self) -> list[str]:
+        """Why the last reply was given, or why none was."""
+        from nodes.explain import as_text, why
+        from nodes.home import at_home
+        from nodes.records import records
+
+        act = self._reply or self._own
+        if not act:
+            return [note("nothing was said here since you came")]
+        with records(self._home) as store:
+            known = None if store is None else why(store, bytes.fromhex(act))
+        if known is None or (known.said is None and known.made is None):
+            return [note("nothing is recorded about it yet")]
+        return list(as_text(known, self._home.mesh_id(), there=at_home(self._home.path)))
+
+
+def note(text: str) -> str:
+    """How the command's own words are told from everybody else's."""
+    return f"— {text} —"
 
 
 def _who(status: dict[str, Any]) -> str:
@@ -154,16 +193,21 @@ class _Pipe:
         del missed, refused
         if status["speaking"] or status["waiting"]:
             self._heard_s = asyncio.get_running_loop().time()
+        self._tell(self._talk.failures())
 
     async def talk(self, wait_s: float) -> None:
         """Say line after line, then wait for `wait_s` seconds of silence. Raises NodeError."""
         await self._joined.wait()
         lines = _Lines()
         while (line := await lines.next()) is not None and line.strip() != QUIT:
-            for note in await self._talk.line(line):
-                self._notes.write(self._notes.note(f"— {note} —"))
+            self._tell(await self._talk.line(line))
         if line is None:
             await self._silence(wait_s)
+            self._tell(self._talk.failures(at_once=True))
+
+    def _tell(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._notes.write(self._notes.note(line))
 
     async def _silence(self, wait_s: float) -> None:
         loop = asyncio.get_running_loop()

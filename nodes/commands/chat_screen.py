@@ -21,9 +21,10 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from mesh.errors import MeshError
 from nodes.client import Client
-from nodes.commands.chat import QUIT, Talk
+from nodes.commands.chat import QUIT, Talk, note
 from nodes.commands.follow import Follower, Record
 from nodes.errors import NodeError
+from nodes.explain import HANG
 from nodes.home import Home
 from nodes.terminal import INDENT, Said, Screen
 from protocol.errors import ProtocolError
@@ -143,6 +144,7 @@ class Chat:
         }
         if self._writers() != before or self._drafts:
             self._refresh()
+        self._tell(self._talk.failures())
 
     # What the person does.
 
@@ -165,10 +167,16 @@ class Chat:
         while True:
             line = await self._typed.get()
             try:
-                for note in await self._talk.line(line):
-                    self._note(note)
+                self._tell(await self._talk.line(line))
             except (NodeError, MeshError, ProtocolError) as error:
                 self._note(f"not done: {error}")
+                self._give_back(line)
+
+    def _give_back(self, line: str) -> None:
+        """Put a line that came to nothing where it was typed, unless another is being typed there."""
+        buffer = self._session.default_buffer
+        if not buffer.text:
+            buffer.document = Document(line)
 
     def _accept(self, buffer: Buffer) -> bool:
         """Take a line; returns whether it stays where it was typed."""
@@ -223,7 +231,11 @@ class Chat:
         app.invalidate()
 
     def _note(self, text: str) -> None:
-        self._print(self._screen.note(f"— {text} —"))
+        self._tell([note(text)])
+
+    def _tell(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._print(self._screen.note(line, hang=HANG))
 
     def _refresh(self) -> None:
         """Draw anew soon, and not too often."""

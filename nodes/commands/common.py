@@ -11,7 +11,8 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from mesh.errors import MeshError
+from mesh.errors import MeshError, StoreFailed
+from nodes.disk import FULL, told
 from nodes.errors import NodeError
 from protocol.errors import ProtocolError
 
@@ -21,10 +22,12 @@ if TYPE_CHECKING:  # what a home needs takes longer to import than help may take
 FAILED: Final = 1
 MISTAKE: Final = 70  # EX_SOFTWARE of sysexits.h
 GC_ALLOCATIONS: Final = 50_000  # a busy ledger makes thousands of short-lived acts; collecting sooner costs a fifth
+MAX_LAST: Final = 10_000  # acts to show: a few megabytes of text; more is what `mesh export` is for
 INTERRUPTED: Final = 130  # what shells expect after Ctrl-C
 
 # Escape sequences, line ends, turns of the writing direction and half characters, which only stand within texts here.
 _ACTED_UPON: Final = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_DAMAGED: Final = ("malformed", "not a database", "no such table", "no such column")  # how SQLite says it
 _EXPECTED: Final = (NodeError, MeshError, ProtocolError, OSError, EOFError)
 
 
@@ -36,6 +39,13 @@ def add_home(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The option for scripts."""
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def count(text: str) -> int:
+    """How many acts to show, as an option. Raises ArgumentTypeError."""
+    if not (text.isascii() and text.isdecimal()) or len(text) > len(str(MAX_LAST)) or int(text) > MAX_LAST:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {MAX_LAST}")
+    return int(text)
 
 
 def home_of(options: argparse.Namespace) -> "Home":
@@ -62,19 +72,36 @@ def run(options: argparse.Namespace) -> int:
         return (run_loop(result) if asyncio.iscoroutine(result) else result) or 0
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is wanted, and nothing is wrong
-        return 0
     except Exception as error:
         leaf = _leaf(error)
+        if isinstance(leaf, BrokenPipeError):
+            return _unread()
         if not isinstance(leaf, _EXPECTED):
             if os.environ.get("AMPMESH_LOG") == "debug":
                 raise
             sys.stderr.write(f"mesh: a mistake in ampmesh itself: {leaf!r}; AMPMESH_LOG=debug shows where\n")
             return MISTAKE
-        lines = str(leaf).splitlines() or [repr(leaf)]
+        lines = _told(leaf).splitlines() or [repr(leaf)]
         sys.stderr.write("".join(f"mesh: {line}\n" for line in lines))
         return getattr(leaf, "code", FAILED)
+
+
+def _unread() -> int:
+    """Nobody reads on: nothing more is wanted, and nothing is wrong."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _told(error: BaseException) -> str:
+    """The sentence of an error; for a damaged database also what to do about it."""
+    text = str(error)
+    if isinstance(error, StoreFailed) and any(word in text for word in _DAMAGED):
+        from nodes.records import damaged
+
+        return damaged(text.partition(": ")[0])
+    if isinstance(error, OSError) and error.errno in FULL:
+        return told(f"{error.filename or 'a file'} cannot be written", error, "make room")
+    return text
 
 
 def run_loop(main: Coroutine[Any, Any, int | None]) -> int | None:

@@ -60,14 +60,21 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _home(path: Path, pace_s: float) -> "Home":
+    """A home for the demo. Raises HomeError; the disk may be full."""
     from mesh.clock import now_ms
+    from nodes.disk import told
+    from nodes.errors import HomeError
     from nodes.home import create_home
 
     home = create_home(path, "demo", now_ms)
-    (path / "mesh.yaml").write_text(SETTINGS, "utf-8")
-    for folder in home.ems.iterdir():
-        with (folder / "config.yaml").open("a", encoding="utf-8") as file:
-            file.write(f"\ndelay_s: {pace_s}\n")
+    try:
+        (path / "mesh.yaml").write_text(SETTINGS, "utf-8")
+        for folder in home.ems.iterdir():
+            config = folder / "config.yaml"
+            lines = [line for line in config.read_text("utf-8").splitlines() if not line.startswith("delay_s:")]
+            config.write_text("\n".join([*lines, f"delay_s: {pace_s}", ""]), "utf-8")
+    except OSError as error:
+        raise HomeError(told(f"{path} cannot be made", error, "name another place for it in TMPDIR")) from None
     return home
 
 

@@ -33,7 +33,7 @@ async def _run(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"state": state, "checks": [check._asdict() for check in checks]})
     else:
-        lines(_told(checks))
+        lines(_told(checks), 8 + max(len(check.name) for check in checks))
     return int(state == "fail")
 
 
@@ -44,36 +44,51 @@ def _told(checks: "list[Check]") -> list[str]:
 
 async def _home(home: "Home") -> "list[Check]":
     from mesh.clock import now_ms
-    from nodes import doctor
+    from nodes import doctor, inspection
+    from nodes.commands.assembly import model_problems
+    from nodes.em import load_ems
     from nodes.errors import ConfigError
 
     checks = doctor.check_home(home)
     if doctor.worst(checks[:1]) == "fail":  # everything else would fail for the same reason
         return checks
+    try:
+        config = home.config()
+    except ConfigError:  # told by check_settings
+        config = None
+    ems, problems = load_ems(home.ems)
+    names = inspection.shared_names(ems, config.human if config else None)
     checks += [
         *doctor.check_keys(home),
         *doctor.check_certificate(home, now_ms()),
         *doctor.check_settings(home),
-        *doctor.check_ems(home),
+        *doctor.check_ems(ems, problems, names),
         doctor.check_clock(home, now_ms()),
+        inspection.check_database(home),
+        *await _node(home, config),
     ]
-    try:
-        config = home.config()
-    except ConfigError:  # told by check_settings
+    if config is None:
         return checks
-    return [*checks, *await _node(home, config), *await _vendors(home, config)]
+    checks += inspection.check_models(model_problems(config, ems))
+    return [*checks, *await _vendors(home, config)]
 
 
-async def _node(home: "Home", config: "MeshConfig") -> "list[Check]":
+async def _node(home: "Home", config: "MeshConfig | None") -> "list[Check]":
     from nodes.commands.reach import reach
     from nodes.doctor import Check, check_bus
+    from nodes.inspection import check_changed
 
     reached = await reach(home)
-    if reached.status is not None and reached.running is not None:
-        node = Check("node", "ok", f"it runs (process {reached.running.pid}) and answers")
+    if reached.status is None or reached.running is None:
+        checks = [Check("node", "warn" if reached.running is None else "fail", reached.why)]
     else:
-        node = Check("node", "warn" if reached.running is None else "fail", reached.why)
-    return [node, check_bus(home, config.server.url, answering=reached.status is not None)]
+        checks = [
+            Check("node", "ok", f"it runs (process {reached.running.pid}) and answers"),
+            *check_changed(home, reached.running),
+        ]
+    if config is not None:
+        checks.append(check_bus(home, config.server.url, answering=reached.status is not None))
+    return checks
 
 
 async def _vendors(home: "Home", config: "MeshConfig") -> "list[Check]":

@@ -9,6 +9,7 @@ from nodes.commands.common import add_home, add_json, home_of, print_json
 
 if TYPE_CHECKING:
     from nodes.em import Em
+    from nodes.home import Home
 
 MISTAKES = 2  # the exit code of ConfigError, which `check` has collected instead of raising
 
@@ -82,18 +83,22 @@ def _row(em: "Em", default: str, status: dict[str, Any] | None) -> dict[str, Any
 def _check(options: argparse.Namespace) -> int:
     from nodes.em import load_em, load_ems
     from nodes.errors import ConfigError
+    from nodes.inspection import shared_names
     from nodes.layout import counted, lines
 
     errors: list[str] = []
     ems: list[Em] = []
+    notes: list[str] = []
     if options.em is None:
-        ems, errors = load_ems(home_of(options).ems)
+        home = home_of(options)
+        ems, errors = load_ems(home.ems)
+        notes = shared_names(ems, _human(home))
     else:
         try:
             ems = [load_em(_folder(options))]
         except ConfigError as error:
             errors = error.problems
-    notes = [note for em in ems for note in em.notes]
+    notes = [*(note for em in ems for note in em.notes), *notes]
     if options.json:
         print_json({"ems": [em.name for em in ems], "errors": errors, "notes": notes})
     else:
@@ -101,6 +106,16 @@ def _check(options: argparse.Namespace) -> int:
         found = [counted(len(told), what) for told, what in ((errors, "error"), (notes, "note")) if told]
         lines([f"{counted(len(ems), 'em')} read: {', '.join(found) or 'nothing wrong'}"])
     return MISTAKES if errors else 0
+
+
+def _human(home: "Home") -> str | None:
+    """What the person is called; None when the settings cannot be read, which is not this command's business."""
+    from nodes.errors import ConfigError
+
+    try:
+        return home.config().human
+    except ConfigError:
+        return None
 
 
 def _folder(options: argparse.Namespace) -> Path:

@@ -23,7 +23,9 @@ def _run(options: argparse.Namespace) -> None:
     from mesh.clock import now_ms
     from nodes.transfer import export_home
 
-    moved = export_home(home_of(options), options.file, now_ms)
+    home = home_of(options)
+    home.certificate()  # without one the archive would be a home that cannot speak
+    moved = export_home(home, options.file, now_ms)
     if options.json:
         print_json({"file": str(options.file), "name": moved.name, "files": moved.files, "bytes": moved.size})
         return

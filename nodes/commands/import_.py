@@ -18,6 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from mesh.words import plain
+    from nodes.home import at_home
     from nodes.transfer import import_home
 
     home, moved = import_home(options.file, options.dir)
@@ -27,5 +28,5 @@ def _run(options: argparse.Namespace) -> None:
     sys.stdout.write(
         f"{home.path} is ready: the mesh {plain(moved.name)}, {moved.files:,} files.\n"
         "Run it in one place only: two nodes with the same key would contradict each other.\n"
-        f"Next:  mesh up --home {options.dir}\n"
+        f"Next:  mesh up{at_home(options.dir)}\n"
     )

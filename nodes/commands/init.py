@@ -15,14 +15,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from mesh.clock import now_ms
-    from nodes.home import as_name, create_home, default_home
+    from nodes.home import as_name, at_home, create_home, default_home
 
     path: Path = options.dir or default_home()
+    kept = (path / "keys").exists()
     home = create_home(path, as_name(options.name or _user()), now_ms)
-    there = "" if path == default_home() else f" --home {path}"
+    there = at_home(path)
     ems = ", ".join(sorted(folder.name for folder in home.ems.iterdir()))
+    secrets = "your keys as they were" if kept else "secrets in keys/ (keep a copy)"
     sys.stdout.write(
-        f"{home.path} is ready: settings in mesh.yaml, ems in ems/ ({ems}), secrets in keys/ (keep a copy).\n"
+        f"{home.path} is ready: settings in mesh.yaml, ems in ems/ ({ems}), {secrets}.\n"
         f"Next:  mesh up{there}      in one terminal\n"
         f"       mesh chat{there}    in another\n"
     )

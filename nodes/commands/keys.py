@@ -70,11 +70,12 @@ def _rotate(options: argparse.Namespace) -> None:
     home = home_of(options)
     held = home.hold()
     try:
-        old = home.signer("node").public
+        before = home.held("node")
         mesh = None if options.mesh_key is None else _read(options.mesh_key)
         node = home.rotate(now_ms(), mesh, revoke_old=options.revoke)
     finally:
         held.release()
+    old = None if before is None else before.public
     until = home.certificate().not_after_ms
     if options.json:
         print_json({"node": node, "old": old, "revoked": options.revoke, "valid_until_ms": until})
@@ -83,7 +84,7 @@ def _rotate(options: argparse.Namespace) -> None:
     lines(
         [
             f"The node is now {fingerprint(node)} ({node}), until {when(until)}.",
-            f"Its old key {fingerprint(old)} {what}.",
+            "Its old key was lost." if old is None else f"Its old key {fingerprint(old)} {what}.",
         ]
     )
 

@@ -1,6 +1,5 @@
 """Whether the node of a home runs, and what it says of itself."""
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,28 +25,10 @@ class Reached:
 
 async def reach(home: "Home") -> Reached:
     """Ask the node of a home how it is. Never raises for a node that is not there."""
-    running = home.running()
-    start = f"start it with: mesh up --home {home.path}"
-    if running is None:
-        return Reached(None, None, f"no node is running on {home.path}; {start}")
-    if not _alive(running.pid):
-        return Reached(running, None, f"the node with process id {running.pid} ended without a word; {start}")
     from nodes.commands.assembly import connect
 
     try:
         async with connect(home) as client:
-            return Reached(running, await client.status())
+            return Reached(home.running(), await client.status())
     except (NodeError, MeshError) as error:
-        return Reached(running, None, str(error))
-
-
-def _alive(pid: int) -> bool:
-    if os.name != "posix" or pid <= 0:  # elsewhere signal 0 is no question; the bus will tell
-        return pid > 0
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+        return Reached(home.running(), None, str(error))

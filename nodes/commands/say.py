@@ -2,8 +2,12 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from nodes.commands.common import add_home, add_json, home_of, print_json
+
+if TYPE_CHECKING:
+    from nodes.home import Home
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,7 +15,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("basin", metavar="BASIN")
     parser.add_argument("text", metavar="TEXT", help="what to say; - reads it from standard input")
     parser.add_argument("--answers", metavar="ACT", help="the id of the act that this answers")
-    parser.add_argument("--kind", default="say", help="the act's kind (default: say)")
+    parser.add_argument("--kind", default="say", help="what kind of act: say, ask, answer, … (default: say)")
+    parser.add_argument("--any-kind", action="store_true", help="let the kind be one that ampmesh does not know")
     add_home(parser)
     add_json(parser)
     parser.set_defaults(run=_run)
@@ -20,10 +25,56 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 async def _run(options: argparse.Namespace) -> None:
     from nodes.commands.assembly import connect
 
-    text = sys.stdin.read() if options.text == "-" else options.text
-    async with connect(home_of(options)) as client:
+    home = home_of(options)
+    text = _read() if options.text == "-" else options.text
+    _check(options)
+    async with connect(home) as client:
         act = await client.say(options.basin, text.strip(), kind=options.kind, answers=options.answers)
     if options.json:
         print_json(act)
     else:
         sys.stdout.write(f"{act['id']}\n")
+        sys.stdout.flush()
+    if note := _unheard(home, options.basin):
+        sys.stderr.write(f"mesh: {note}\n")
+
+
+def _read() -> str:
+    from nodes.errors import ConfigError
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"standard input is not UTF-8 text from its byte {error.start + 1:,} on"]) from None
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise ConfigError, whose exit code is that of misuse, for what no node could mean."""
+    from nodes.client import is_id
+    from nodes.errors import ConfigError
+    from protocol.vocabulary import BODIES
+
+    if options.answers is not None and not is_id(options.answers):
+        raise ConfigError([f"--answers: {options.answers[:40]!a} is no id of an act: give its 32 hex digits"])
+    if options.kind not in BODIES and not options.any_kind:
+        kinds = ", ".join(BODIES)
+        raise ConfigError(
+            [f"--kind: {options.kind[:40]!a} is none of {kinds}; with --any-kind it is said all the same"]
+        )
+
+
+def _unheard(home: "Home", basin: str) -> str | None:
+    """A sentence when no em listens there, which is mostly a slip; None when one does, or settings cannot be read."""
+    from nodes.em import load_ems
+    from nodes.errors import ConfigError
+    from nodes.records import listeners
+
+    try:
+        config = home.config()
+    except ConfigError:
+        return None
+    ems, _ = load_ems(home.ems)
+    if listeners(config, ems, basin):
+        return None
+    heard = sorted({name for em in ems for name in em.settings.basins if listeners(config, [em], name)})
+    return f"nobody listens in {basin}; basins with listeners: {', '.join(heard) or 'none'}"

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 NOT_RUNNING = 4  # as NotRunning, which is not raised here: the last known numbers are shown too
 
+HANG = 10  # columns before what is told
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
@@ -30,14 +32,14 @@ async def _run(options: argparse.Namespace) -> int:
         if options.json:
             print_json({**_place(reached), **reached.status})
         else:
-            lines(_told(reached, reached.status))
+            lines(_told(reached, reached.status), HANG)
         return 0
     with records(home) as store:
         last = numbers(store)
     if options.json:
         print_json({**_place(reached), "why": reached.why, **last})
     else:
-        lines([_sentence(reached.why), f"What it knew last: {_counts(last)}."])
+        lines([_sentence(reached.why), f"What it knew last: {_counts(last)}."], 0)
     return NOT_RUNNING
 
 

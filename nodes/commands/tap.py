@@ -5,7 +5,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from nodes.commands.common import add_home, add_json, home_of, print_json
+from nodes.commands.common import add_home, add_json, count, home_of, print_json
 
 if TYPE_CHECKING:
     from nodes.client import Client
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("basin", nargs="?", metavar="BASIN", help="one basin (default: all)")
-    parser.add_argument("--last", type=int, default=0, metavar="N", help="first the newest N that were said before")
+    parser.add_argument("--last", type=count, default=0, metavar="N", help="first the newest N that were said before")
     add_home(parser)
     add_json(parser)
     parser.set_defaults(run=_run)
@@ -31,7 +31,7 @@ async def _run(options: argparse.Namespace) -> None:
     home = home_of(options)
     tap = _Tap(home.mesh_id(), None if options.json else Screen(sys.stdout), Screen(sys.stderr), options.basin is None)
     try:
-        await Follower(home, options.basin, tap).run(max(options.last, 0))
+        await Follower(home, options.basin, tap).run(options.last)
     finally:
         tap.count()
 

@@ -13,9 +13,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run(options: argparse.Namespace) -> None:
+    import structlog
+
     from nodes.commands.assembly import serve
     from nodes.commands.logs import configure
 
     home = home_of(options)
     configure(os.environ.get("AMPMESH_LOG", home.config().log_level))
+    if not home.data.exists():
+        structlog.get_logger(__name__).warning(
+            "data/ was missing and is made anew: what was said before is gone, and nothing brings it back"
+        )
     await serve(home)

@@ -25,7 +25,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from nodes.errors import NodeError
-    from nodes.explain import as_json, as_text, why
+    from nodes.explain import HANG, as_json, as_text, why
+    from nodes.home import at_home
     from nodes.layout import lines
     from nodes.records import lookup, records
 
@@ -38,7 +39,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         print_json(as_json(known))
     else:
-        lines(as_text(known, _mesh(home), whole=options.prompt))
+        told = as_text(known, _mesh(home), whole=options.prompt, there=at_home(home.path))
+        lines(told, None if options.prompt else HANG)  # a prompt is shown as it is
 
 
 def _mesh(home: "Home") -> "MeshId | None":

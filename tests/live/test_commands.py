@@ -82,6 +82,54 @@ async def test_what_would_harm_a_running_node_is_refused(tmp_path: Path) -> None
     assert "No node is running" in await told("status", *here, code=4)
 
 
+async def test_a_mistake_in_mesh_yaml_locks_nobody_out(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home", EMS)
+    here = ("--home", home.path)
+    async with up(home) as node:
+        (home.path / "mesh.yaml").write_text("name: [\n", "utf-8")
+        said = (await told("say", "yappings", "aporia?", *here)).strip()
+        assert (await known("status", *here))["running"]
+        checks = (await known("doctor", *here, code=1))["checks"]
+        assert [check["state"] for check in checks if check["name"] == "settings"] == ["fail", "warn"]
+        assert said in await told("why", said, *here)
+        node.kill()
+        await node.gone()
+        for command in (("say", "yappings", "hello"), ("tap",), ("status",)):
+            sentence = f"node with process id {node.process.pid} ended without a word; start it with: mesh up"
+            assert sentence in await told(*command, *here, code=4)
+
+
+async def test_what_is_said_to_nobody_or_is_too_long(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home", EMS)
+    async with up(home):
+        written = await told("say", "yapings", "hello", "--home", home.path)
+        assert "nobody listens in yapings; basins with listeners: yappings" in written
+        assert "nobody" not in await told("say", "yappings", "hello", "--home", home.path)
+        for size in (65_537, 3_000_000):
+            done = await asyncio.to_thread(mesh, "say", "yappings", "-", "--home", home.path, stdin="x" * size)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr == f"mesh: that is {size} characters; at most 65536 fit into one message\n"
+
+
+async def test_a_lost_data_folder_and_database_are_made_anew(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home", EMS)
+    async with up(home) as node, client(home) as one:
+        await ask(one, "aporia, are you there?")
+        before = await settled(one)
+        assert await node.stop() == 0
+    for path in home.data.glob("node.db*"):
+        path.unlink()
+    async with up(home) as node, client(home) as one:
+        while len(await one.history("yappings", 1000)) < len(before):
+            await asyncio.sleep(0.02)
+        assert [act["id"] for act in await settled(one)] == [act["id"] for act in before]
+        assert await node.stop() == 0
+    home.data.rename(tmp_path / "data")
+    async with up(home) as node, client(home) as one:
+        assert "what was said before is gone" in node.said()
+        await ask(one, "aporia, and now?")
+
+
 async def test_a_new_em_is_hosted_by_a_running_node(tmp_path: Path) -> None:
     home = make_home(tmp_path / "home", EMS)
     async with up(home), client(home) as one:

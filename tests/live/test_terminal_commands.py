@@ -179,7 +179,7 @@ async def test_tap_counts_what_does_not_verify(home: Home) -> None:
 async def test_without_a_node_there_is_one_sentence_and_exit_4(home: Home, command: str) -> None:
     done = await asyncio.to_thread(mesh, command, "--home", home.path, stdin="hello\n")
     assert (done.returncode, done.stdout) == (4, "")
-    assert re.fullmatch(r"mesh: .*mesh up\n", done.stderr)
+    assert re.fullmatch(rf"mesh: .*mesh up --home {home.path}\n", done.stderr)
 
 
 async def test_chat_through_pipes_says_the_lines_and_prints_the_replies(home: Home) -> None:
@@ -193,6 +193,22 @@ async def test_chat_through_pipes_says_the_lines_and_prints_the_replies(home: Ho
     assert "you are mara; ems of this node: ruri (echo)" in done.stderr
     assert "there is no /nonsense" in done.stderr
     assert not (home.data / "chat_history").exists()
+
+
+async def test_chat_tells_who_cannot_answer(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home", {"moss": "model: m-1\n"})
+    async with up(home) as node:
+        assert "no vendor in mesh.yaml provides m-1, the model of moss" in node.said()
+        async with terminal("chat", "--home", home.path) as screen:
+            await screen.sees("/help — mara")
+            screen.type("moss?\r")
+            await screen.sees("— moss cannot answer: no vendor provides the model m-1")
+            screen.type("/why\r")
+            await screen.sees("silent moss: its name was said, but no vendor provides the model m-1")
+            screen.type("\x04")
+            assert await screen.child.wait() == 0
+        done = await asyncio.to_thread(mesh, "chat", "--home", home.path, "--wait", "1", stdin="moss?\n")
+        assert done.stderr.count("moss cannot answer") == 1
 
 
 async def test_piped_chat_ends_when_its_node_does(home: Home) -> None:
@@ -246,7 +262,8 @@ async def test_a_reply_is_shown_while_it_is_written(tmp_path: Path) -> None:
             go_on.set()
             await screen.sees("Slowly growing sentence. 0 hops")
             screen.type("\x03/why\r")
-            await screen.sees("mesh why ")
+            await screen.sees("because its name was said")
+            await screen.sees("model slow")
             screen.type("\x04")
             assert await screen.child.wait() == 0
 
@@ -261,8 +278,8 @@ async def test_a_terminal_chat_waits_for_its_node_and_leaves_at_sigterm(home: Ho
         await screen.sees("not done: the node is away")
         async with up(home):
             await screen.sees("the node is back")
-            screen.type("now?\r")
-            await screen.sees("1 hop · 8 acts")
+            screen.type("\r")  # the line is where it was typed
+            await screen.sees("anybody? 1 hop · 8 acts")
             screen.child.terminate()
             assert await screen.child.wait() == 0
 
@@ -278,6 +295,18 @@ async def test_the_demo_runs_to_its_silence_and_leaves_nothing(tmp_path: Path, m
     assert "mesh chat" in chat
     assert talk[1].startswith("you       hello everyone")
     assert len(talk) > 10
+    assert left_in(tmp_path) == []
+
+
+async def test_a_demo_that_nobody_reads_on_ends_quietly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(tmp_path))
+    read, write = os.pipe()
+    child = await asyncio.create_subprocess_exec(*MESH, "demo", "--fast", stdout=write, stderr=PIPE, env=ENVIRONMENT)
+    os.close(write)
+    assert await asyncio.to_thread(os.read, read, 10)
+    os.close(read)
+    _, errors = await child.communicate()
+    assert (child.returncode, errors) == (0, b"")
     assert left_in(tmp_path) == []
 
 

@@ -377,7 +377,7 @@ def told_by(run: Run, code: int = 1) -> dict[str, tuple[str, str]]:
 
 def test_a_new_home_is_well(run: Run, home: Home) -> None:
     told = told_by(run, code=0)
-    names = "python packages nats-server home disk keys certificate settings ems clock node bus"
+    names = "python packages nats-server home disk keys certificate settings ems clock database node bus models"
     assert list(told) == names.split()
     assert {name for name, (state, _) in told.items() if state != "ok"} <= {"node", "disk"}
     assert told["node"][0] == "warn"
