@@ -4,6 +4,7 @@ import asyncio
 import sys
 
 from nodes.commands.assembly import connect
+from nodes.errors import NodeError
 from nodes.home import default_home, open_home
 
 
@@ -17,4 +18,7 @@ async def main(question: str) -> None:
                 return
 
 
-asyncio.run(main(sys.argv[1]))
+try:
+    asyncio.run(main(sys.argv[1]))
+except NodeError as error:
+    sys.exit(str(error))

@@ -132,7 +132,9 @@ class Control:
         if len(request.text) > MAX_TEXT:
             raise ValueError(f"that is {len(request.text)} characters; at most {MAX_TEXT} fit into one message")
         refs = [ActId(bytes.fromhex(ref)) for ref in request.refs]
-        return shown_act(await self._node.say(request.basin, request.text, refs, request.kind))
+        act = await self._node.say(request.basin, request.text, refs, request.kind)
+        room = self._node.runtime.rooms.get(request.basin)
+        return {**shown_act(act), "listeners": len(room.roster.ems) if room else 0}
 
     async def _stop(self, request: OfBasin) -> dict[str, Any]:
         return shown_act(await self._node.say(request.basin, STOPPED, [], "cancel"))
@@ -161,6 +163,6 @@ class Control:
             "default_model": node.ground.models.default,
             "models": {em.name: em.settings.model or node.ground.models.default for em in node.runtime.ems.values()},
             "speaking": node.runtime.speaking(),
-            "basins": sorted(node.runtime.rooms),
+            "basins": sorted(basin for basin, room in node.runtime.rooms.items() if room.roster.ems),
             **numbers(store),
         }

@@ -2,12 +2,8 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from nodes.commands.common import add_home, add_json, home_of, print_json
-
-if TYPE_CHECKING:
-    from nodes.home import Home
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +26,15 @@ async def _run(options: argparse.Namespace) -> None:
     _check(options)
     async with connect(home) as client:
         act = await client.say(options.basin, text.strip(), kind=options.kind, answers=options.answers)
+        heard: list[str] = [] if act["listeners"] else (await client.status())["basins"]
     if options.json:
         print_json(act)
     else:
         sys.stdout.write(f"{act['id']}\n")
         sys.stdout.flush()
-    if note := _unheard(home, options.basin):
-        sys.stderr.write(f"mesh: {note}\n")
+    if not act["listeners"]:  # mostly a slip
+        where = ", ".join(heard) or "none"
+        sys.stderr.write(f"mesh: nobody listens in {options.basin}; basins with listeners: {where}\n")
 
 
 def _read() -> str:
@@ -61,20 +59,3 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(
             [f"--kind: {options.kind[:40]!a} is none of {kinds}; with --any-kind it is said all the same"]
         )
-
-
-def _unheard(home: "Home", basin: str) -> str | None:
-    """A sentence when no em listens there, which is mostly a slip; None when one does, or settings cannot be read."""
-    from nodes.em import load_ems
-    from nodes.errors import ConfigError
-    from nodes.records import listeners
-
-    try:
-        config = home.config()
-    except ConfigError:
-        return None
-    ems, _ = load_ems(home.ems)
-    if listeners(config, ems, basin):
-        return None
-    heard = sorted({name for em in ems for name in em.settings.basins if listeners(config, [em], name)})
-    return f"nobody listens in {basin}; basins with listeners: {', '.join(heard) or 'none'}"
