@@ -131,6 +131,7 @@ async def test_tap_prints_json_of_what_was_and_what_is_said(home: Home) -> None:
             said = await one.say("lab", "said now\x1b[2J")
             heard = json.loads(await line(tap.stdout))
             assert await end(tap, signal.SIGINT) == (INTERRUPTED, "")
+    assert said.pop("listeners") == 0
     assert {**said, "basin": "lab", "mesh": home.mesh_id()} == heard
 
 
