@@ -39,6 +39,7 @@ MESH_SCHEMA: Final = (
     CREATE TABLE cursor (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL);
     INSERT INTO cursor VALUES (1, 0);
     CREATE TABLE outbox (n INTEGER PRIMARY KEY, id BLOB NOT NULL, basin TEXT NOT NULL, act BLOB NOT NULL);
+    CREATE INDEX outbox_by_id ON outbox (id);
     """,
 )
 
