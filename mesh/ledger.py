@@ -15,7 +15,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-import msgspec
 import structlog
 
 from mesh.bus.base import Bus, Consumer, Message, Stored
@@ -301,19 +300,6 @@ def missing(store: Store) -> int:
     return store.one("SELECT coalesce(sum(last - first + 1), 0) FROM gaps")[0]
 
 
-def decode_act(data: bytes) -> Act:
-    """An act that waits in the outbox. Raises BadAct."""
-    try:
-        return _decode(data)
-    except msgspec.ValidationError as error:
-        raise BadAct(f"the act is not well formed: {error}") from None
-
-
-def encode_act(act: Act) -> bytes:
-    """An act for the outbox."""
-    return _encode(act)
-
-
 def _entries(row: tuple[int, str, str, int, bytes]) -> list[Entry]:
     n, mesh, node, left_out, data = row
     frame = reread_frame(data)
@@ -337,5 +323,3 @@ def _signed(mask: int) -> int:
 _FRAMES: Final = "SELECT n, mesh, node, left_out, frame FROM frames JOIN origins USING (origin)"
 _INSERT_FRAME: Final = "INSERT INTO frames (basin, origin, left_out, frame) VALUES (?, ?, ?, ?)"
 _INSERT_ACT: Final = "INSERT INTO acts (id, place) VALUES (?, ?)"
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Act).decode

@@ -10,17 +10,17 @@ from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
+import msgspec
 import structlog
 
 from mesh.bus.base import Bus
 from mesh.clock import Clock
 from mesh.errors import BusFull, BusUnavailable
-from mesh.ledger import decode_act, encode_act
 from mesh.store import Store
 from protocol.acts import Act, check_act
 from protocol.address import Subject
 from protocol.certificate import Certificate
-from protocol.errors import BadCertificate
+from protocol.errors import BadAct, BadCertificate
 from protocol.frame import FLUSH_BYTES, MAX_ACTS, encode_frame, frame_id
 from protocol.keys import Signer
 
@@ -61,8 +61,11 @@ class Outbox:
 
         Raises BadAct for what others would refuse: it would take the acts that share its frame with it.
         """
-        data = encode_act(act)
-        check_act(decode_act(data))
+        data = _encode(act)
+        try:
+            check_act(_decode(data))
+        except msgspec.ValidationError as error:
+            raise BadAct(f"the act is not well formed: {error}") from None
         n = self._store.insert("INSERT INTO outbox (id, basin, act) VALUES (?, ?, ?)", (act.id, basin, data))
         return Waiting(n or 0, basin, act, len(data))
 
@@ -104,7 +107,7 @@ class Outbox:
         self._sequences = dict(sequences)
         self._queues.clear()
         for n, basin, data in self._store.rows("SELECT n, basin, act FROM outbox ORDER BY n"):
-            self._queues.setdefault(basin, deque()).append(Waiting(n, basin, decode_act(data), len(data)))
+            self._queues.setdefault(basin, deque()).append(Waiting(n, basin, _decode(data), len(data)))
 
     async def run(self) -> None:
         """Publish for ever. Raises BusFull or BusRefused (within an ExceptionGroup): nothing is lost."""
@@ -191,3 +194,7 @@ def _framed(queue: Iterable[Waiting]) -> Iterator[list[Waiting]]:
         size += waiting.size
     if frame:
         yield frame
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Act).decode

@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -26,7 +25,8 @@ from nodes.control import Control
 from nodes.em import Em
 from nodes.errors import ConfigError, ModelRefused, NotRunning
 from nodes.home import Home, Running, at_home
-from nodes.models.conduit import ECHO, Conduit, ModelName, Vendor
+from nodes.models.conduit import ECHO, Conduit, Vendor
+from nodes.models.names import ModelName, is_provided
 from nodes.node import Ground, Identity, Node
 from nodes.prompt import Style
 from nodes.speaker import Models
@@ -193,7 +193,7 @@ def model_problems(config: MeshConfig, ems: Iterable[Em]) -> list[str]:
         except ModelRefused as error:
             problems.append(str(error))
             continue
-        if name == ECHO or any(fnmatchcase(name, one) for vendor in models.vendors.values() for one in vendor.provides):
+        if name == ECHO or any(is_provided(name, vendor.provides) for vendor in models.vendors.values()):
             continue
         whose = "the default model" if model == models.default else f"the model of {', '.join(sorted(users))}"
         problems.append(f"no vendor in mesh.yaml provides {plain(model)}, {whose}: whoever has it cannot answer")

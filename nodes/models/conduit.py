@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from itertools import islice
 from types import MappingProxyType
 
@@ -14,7 +13,7 @@ from nodes.errors import ConfigError, ModelError, ModelRefused, ModelUnavailable
 from nodes.models.answers import plain
 from nodes.models.base import CHARS_PER_TOKEN, Model, Request, Usage, estimate
 from nodes.models.gate import Gate
-from nodes.models.names import ModelName
+from nodes.models.names import ModelName, is_provided
 from nodes.models.openai import MAX_REPLY_S, Api, OpenAIModel, Patience
 
 ECHO = "echo"  # the embedded model's name; it is always there
@@ -48,7 +47,7 @@ class Vendor:
 
     def has(self, model: str) -> bool:
         """Whether this vendor provides the model."""
-        return any(fnmatchcase(model, pattern) for pattern in self.provides)
+        return is_provided(model, self.provides)
 
     def cost(self, usage: Usage) -> float | None:
         """The price of a reply (cached tokens at full price, so never too low); None where a price is unknown."""

@@ -1,6 +1,8 @@
 """How a person names a model."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Final, Self
 
 from nodes.complaints import shown
@@ -44,3 +46,8 @@ class ModelName:
         tokenizer = "" if self.tokenizer is None else f"^{self.tokenizer}"
         context = "" if self.context is None else f"@{self.context}"
         return f"{self.name}{tokenizer}{context}"
+
+
+def is_provided(model: str, patterns: Iterable[str]) -> bool:
+    """Whether a model's name fits one of a vendor's patterns: exact, or with `*`, `?` and `[...]`."""
+    return any(fnmatchcase(model, pattern) for pattern in patterns)
