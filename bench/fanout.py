@@ -29,6 +29,7 @@ from mesh.store import MESH_SCHEMA, Store
 from mesh.trust import Trust
 from nodes.chatlog import Voice
 from nodes.commands.common import run_loop
+from nodes.companion import Alone
 from nodes.em import Em, EmSettings
 from nodes.models.scripted import Scripted
 from nodes.runtime import Parts, Runtime
@@ -85,10 +86,6 @@ def said(number: int) -> Stored:
     return Stored(number, str(subject), encode_frame(NODE, number, now_ms(), BASIN, [act]))
 
 
-def show_nothing(_basin: str, _act: Act) -> None:
-    """Words so far are nobody's matter here."""
-
-
 def listens(_em: Em, _basin: str) -> bool:
     """Everybody does."""
     return True
@@ -105,7 +102,9 @@ async def ours(number: int, acts: int, settings: dict[str, bool]) -> Times:
             outbox = Outbox(bus, store, NODE, CERTIFICATE, now_ms)
             models = Models(model, lambda _: "chat", "scripted")
             mesh = MeshId(MESH.public)
-            runtime = Runtime(Parts(mesh, reply_key(NODE), store, outbox, models, now_ms, show_nothing, 100))
+            alone = Alone()
+            parts = Parts(mesh, reply_key(NODE), store, outbox, models, now_ms, alone.show, alone.ended, 100)
+            runtime = Runtime(parts)
             runtime.host(roster(number, settings), listens)
 
             def hear(entries: Sequence[Entry]) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,14 +15,16 @@ import structlog
 from mesh.bus.base import Bus
 from mesh.clock import Clock
 from mesh.errors import MeshError
-from mesh.ledger import Ledger
+from mesh.ledger import Entry, Ledger
 from mesh.outbox import Outbox
 from mesh.store import Store
 from mesh.trust import Trust
+from nodes.companion import Alone, Companion
 from nodes.config import MeshConfig
-from nodes.em import MAX_MEMORY_FILES, load_ems
+from nodes.em import MAX_MEMORY_FILES, Em, load_ems
 from nodes.runtime import Parts, Runtime
 from nodes.speaker import Models
+from nodes.turns import Taken
 from protocol.acts import RANDOM_BYTES, Act, ActId, new_id, reply_key
 from protocol.address import Subject, check_name
 from protocol.budget import Budget
@@ -81,10 +83,12 @@ class Node:
             ground.models,
             ground.clock,
             self._show,
+            self._ended,
             config.limits.queue,
         )
         self.runtime = Runtime(parts)
-        self.ledger = Ledger(ground.bus, ground.store, identity.trust, ground.clock, self.runtime.hear)
+        self.ledger = Ledger(ground.bus, ground.store, identity.trust, ground.clock, self._hear)
+        self.companion: Companion = Alone()
         self.ready = asyncio.Event()
         self._ems = ems
         self._signature: Mapping[str, Signature] | None = None
@@ -102,10 +106,11 @@ class Node:
                 group.create_task(self.runtime.run(), name="runtime")
                 group.create_task(self._send_partials(), name="partials")
                 group.create_task(self._watch(), name="watch")
+                group.create_task(self.companion.run(), name="companion")
                 self.ready.set()
 
             durable = f"node-{self.identity.mesh[:12]}"
-            group.create_task(self.ledger.run(durable, caught_up, self.runtime.proceed), name="ledger")
+            group.create_task(self.ledger.run(durable, caught_up, self._proceed), name="ledger")
 
     async def say(self, basin: str, text: str, refs: list[ActId], kind: str = "say", **more: Any) -> Act:  # noqa: ANN401 - a body
         """Say something in the person's name: a root, with the basin's budget. Returns when the stream has it."""
@@ -135,8 +140,28 @@ class Node:
             if problem not in self._told:
                 log.warning("an em could not be read", problem=problem)
         self._told = frozenset(problems)
-        self.runtime.host(ems, lambda em, basin: em.listens(basin, self.config.basin(basin).listeners))
+        self.host(ems)
         return True
+
+    def host(self, ems: Iterable[Em] | None = None) -> None:
+        """Host these ems, or the same as before, where their settings and the companion have them listen."""
+        hosted = list(self.runtime.ems.values()) if ems is None else ems
+        self.runtime.host(hosted, self._listens, self.companion.basins())
+
+    def _listens(self, em: Em, basin: str) -> bool:
+        there = self.companion.listens(em.name, basin)
+        return em.listens(basin, self.config.basin(basin).listeners) if there is None else there
+
+    def _hear(self, entries: Sequence[Entry]) -> None:
+        self.runtime.hear(entries)
+        self.companion.hear(entries)
+
+    def _ended(self, turn: Taken, act: Act | None) -> None:
+        self.companion.ended(turn, act)
+
+    def _proceed(self) -> None:
+        self.runtime.proceed()
+        self.companion.proceed()
 
     async def drain(self, timeout_s: float) -> bool:
         """Begin nothing new, end what is being written and have it stored; returns whether there was time for it."""
@@ -155,6 +180,7 @@ class Node:
         return self.ledger.marks_of(self.identity.mesh, me)
 
     def _show(self, basin: str, act: Act) -> None:
+        self.companion.show(basin, act)
         with contextlib.suppress(asyncio.QueueFull):
             self._partials.put_nowait((basin, act))
 

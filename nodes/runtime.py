@@ -28,10 +28,13 @@ from protocol.keys import MeshId
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
+RETRY: Final = "retry"
+ASKED: Final = {RETRY: "a person asked for another try", "continue": "a person asked it to go on"}  # by `do`
 
 log = structlog.get_logger(__name__)
 
 Show = Callable[[str, Act], None]  # basin and an `attend` act with the words so far; never stored
+Ended = Callable[[Taken, Act | None], None]  # a turn and the reply it came to; within the transaction that records it
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class Parts:
     models: Models
     clock: Clock
     show: Show
+    ended: Ended
     queue: int  # turns an em may have before it; beyond that it skips to what is newer
 
 
@@ -65,11 +69,15 @@ class Runtime:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def host(self, ems: Iterable[Em], listens: Callable[[Em, str], bool]) -> None:
-        """Host exactly these ems from now on. `listens` tells who listens where; rooms keep what they remember."""
+    def host(self, ems: Iterable[Em], listens: Callable[[Em, str], bool], basins: Iterable[str] = ()) -> None:
+        """Host exactly these ems from now on. `listens` tells who listens where; rooms keep what they remember.
+
+        `basins` are those that matter beside the ones which the ems' settings name.
+        """
         self.ems = {em.name: em for em in ems}
         at_start = not self.rooms
-        for basin in {basin for em in self.ems.values() for basin in em.settings.basins} | set(self.rooms):
+        named = {basin for em in self.ems.values() for basin in em.settings.basins}
+        for basin in named | set(self.rooms) | set(basins):
             roster = Roster(em for em in self.ems.values() if listens(em, basin))
             if basin in self.rooms:
                 self.rooms[basin].roster = roster
@@ -136,12 +144,35 @@ class Runtime:
             )
             if self.turns.take(turn):
                 self._taken.append(turn)
+        if asked := self._asked(entry):
+            em_name, rule = asked
+            turn = Taken(reply_id(self._parts.reply_key, em_name, act, 0), em_name, act.id, entry.basin, rule, now)
+            if self.turns.take(turn):
+                self._taken.append(turn)
         if silent:
             self.turns.keep_silent(act.id, silent)
 
+    def _asked(self, entry: Entry) -> tuple[str, str] | None:
+        """The em that a person's reaction asks for another turn, and the rule that says so."""
+        rule = ASKED.get(str(entry.act.body.get("do")))
+        if entry.act.kind != "react" or not entry.act.is_root or entry.mesh != self._parts.mesh or rule is None:
+            return None
+        target = find(self._parts.store, entry.act.refs[0]) if entry.act.refs else None
+        if target is None or target.mesh != self._parts.mesh or target.act.author not in self.ems:
+            return None
+        return (target.act.author, rule) if target.basin == entry.basin and target.act.refs else None
+
+    def _about(self, entry: Entry) -> ActId:
+        """What a turn's prompt ends with: what it answers, or what a reaction wants redone or continued."""
+        if entry.act.kind != "react":
+            return entry.act.id
+        target = entry.act.refs[0]
+        tried = find(self._parts.store, target) if entry.act.body.get("do") == RETRY else None
+        return tried.act.refs[0] if tried and tried.act.refs else target
+
     def _answered(self, room: Room, entry: Entry) -> str | None:
         """The em whose act a person answers. Ems answer one another all the time: that alone addresses nobody."""
-        if not entry.act.refs or not entry.act.is_root:
+        if not entry.act.refs or not entry.act.is_root or entry.act.body.get("bot") is True:
             return None
         target = room.find(entry.act.refs[0]) or find(self._parts.store, entry.act.refs[0])
         if target is None or target.mesh != self._parts.mesh or target.act.author not in self.ems:
@@ -189,8 +220,9 @@ class Runtime:
 
     async def _reply(self, em: Em, turn: Taken, entry: Entry) -> tuple[Ending, Act | None]:
         room = self.rooms.get(turn.basin)
-        heard, lines = room.until(turn.act) if room else (0, list[Line]())
-        if not lines or lines[-1].source != f"act:{turn.act.hex()}":
+        about = self._about(entry)
+        heard, lines = room.until(about) if room else (0, list[Line]())
+        if not lines or lines[-1].source != f"act:{about.hex()}":
             return Ending("silent", "what it would answer was taken back, or is too long ago"), None
         try:
             plan = await draft(em, self._parts.models, heard, lines, int.from_bytes(turn.id[8:], "big"))
@@ -265,6 +297,7 @@ class Runtime:
             self.turns.end(turn, ending, self._parts.clock())
             if act is not None:
                 waiting = self._parts.outbox.put(turn.basin, act)
+            self._parts.ended(turn, act)
         if waiting is not None:
             self._parts.outbox.send(waiting)
 

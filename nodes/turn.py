@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from mesh.ledger import Entry
+from mesh.words import plain
 from nodes.em import Em
+from protocol.acts import Act
 
 ANSWERABLE: Final = frozenset({"say", "ask", "answer"})
 MATCHED: Final = 4_000  # characters of a message that names and patterns are looked for in
+MAX_TO: Final = 50  # ems that one act addresses; a Matrix message mentions no more
+REASON_CHARS: Final = 120  # of why an act is not to be answered
 
 _HIDDEN = re.compile(r"[.,](?![.,])")  # ".aside" and ",aside" are hidden, "..." is speech
 _WORDS = re.compile(r"\w+(?:-\w+)*")
@@ -32,6 +36,7 @@ class Decision:
 _MUTED: Final = Decision(False, "muted")
 _OWN: Final = Decision(False, "its own words")
 _UNCALLED: Final = Decision(False, "nothing called for it")
+_BOT: Final = Decision(False, "a machine said it, and did not mention it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class Roster:
     def hear(self, entry: Entry, answered: str | None, spent: str | None) -> Heard:
         """What this basin's ems make of an act. `answered` is the em that it answers, if one."""
         text = entry.act.text[:MATCHED].lower()
-        mentioned = self._called(_MENTIONS.findall(text))
+        mentioned = self._called(_MENTIONS.findall(text)) | {name for name in addressees(entry.act) if name in self.ems}
         named = self._called(_WORDS.findall(text) + _PARTS.findall(text))
         named |= {name for pattern, name in self._phrases if pattern.search(text)}
         addressed = mentioned | named | {name for name in (answered,) if name in self.ems}
@@ -84,6 +89,13 @@ class Roster:
         return max(takers, key=lambda name: _draw(entry.act.id, name), default=None)
 
 
+def addressees(act: Act) -> list[str]:
+    """Whom an act says it is for: its `to`, a name or a list of them. Total."""
+    to = act.body.get("to")
+    names: list[object] = to[:MAX_TO] if isinstance(to, list) else [to]  # pyright: ignore[reportUnknownVariableType] - any values
+    return [name for name in names if isinstance(name, str)]
+
+
 def decide(em: Em, heard: Heard) -> Decision:
     """Whether `em` answers. Depends on nothing but its arguments."""
     act, settings = heard.entry.act, em.settings
@@ -93,6 +105,8 @@ def decide(em: Em, heard: Heard) -> Decision:
         return _OWN
     if heard.unanswerable is not None:
         return heard.unanswerable
+    if act.body.get("bot") is True and em.name not in heard.mentioned | heard.named:
+        return _BOT
     rule = _reason(em, heard)
     if rule is None:
         return _UNCALLED
@@ -102,6 +116,8 @@ def decide(em: Em, heard: Heard) -> Decision:
 def _unanswerable(entry: Entry) -> Decision | None:
     if entry.act.kind not in ANSWERABLE:
         return Decision(False, f"a {entry.act.kind} needs no answer")
+    if reason := entry.act.body.get("quiet"):
+        return Decision(False, plain(str(reason), REASON_CHARS))
     return Decision(False, "hidden by a leading dot") if _HIDDEN.match(entry.act.text) else None
 
 
@@ -109,7 +125,7 @@ def _reason(em: Em, heard: Heard) -> str | None:
     act, settings = heard.entry.act, em.settings
     if settings.reply_on_ping and heard.answered == em.name:
         return "it was answered"
-    if settings.reply_on_ping and (em.name in heard.mentioned or act.body.get("to") == em.name):
+    if settings.reply_on_ping and em.name in heard.mentioned:
         return "it was mentioned"
     if settings.reply_on_name and em.name in heard.named:
         return "its name was said"

@@ -1,0 +1,69 @@
+"""What lives beside a node's runtime and sees what it sees: a bridge to people elsewhere."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from mesh.ledger import Entry
+from nodes.turns import Taken
+from protocol.acts import Act
+
+
+class Companion(Protocol):
+    """Nothing here may wait, except `run`."""
+
+    def hear(self, entries: Sequence[Entry]) -> None:
+        """New acts, once each, in order; within the ledger's transaction, after the runtime."""
+        ...
+
+    def proceed(self) -> None:
+        """That transaction has committed."""
+        ...
+
+    def show(self, basin: str, act: Act) -> None:
+        """The words so far of an act that is being written; no words when it begins. May come in any number."""
+        ...
+
+    def ended(self, turn: Taken, act: Act | None) -> None:
+        """A turn has ended, with this reply or none; within the transaction that records it."""
+        ...
+
+    def listens(self, em: str, basin: str) -> bool | None:
+        """Whether an em listens in a basin; None leaves it to its settings."""
+        ...
+
+    def basins(self) -> Iterable[str]:
+        """Basins that matter beside those of the ems' settings."""
+        ...
+
+    async def run(self) -> None:
+        """Work until cancelled; begun when the node has caught up."""
+        ...
+
+
+class Alone:
+    """No companion."""
+
+    def hear(self, entries: Sequence[Entry]) -> None:
+        """Nothing."""
+
+    def proceed(self) -> None:
+        """Nothing."""
+
+    def show(self, basin: str, act: Act) -> None:
+        """Nothing."""
+
+    def ended(self, turn: Taken, act: Act | None) -> None:
+        """Nothing."""
+
+    def listens(self, em: str, basin: str) -> bool | None:  # noqa: ARG002 - a Companion's
+        """The settings alone decide."""
+        return None
+
+    def basins(self) -> Iterable[str]:
+        """None."""
+        return ()
+
+    async def run(self) -> None:
+        """Wait until cancelled."""
+        await asyncio.get_running_loop().create_future()
