@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints, field_validator, 
 
 from nodes.commented import commented
 from nodes.errors import ModelRefused
+from nodes.matrix.settings import Matrix
 from nodes.models import names
 from nodes.settings import Name, Settings
 
@@ -189,6 +190,7 @@ class MeshConfig(Settings):
         "yappings is for idle talk and testing; every node has it.",
     )
     limits: Limits = Field(default_factory=Limits, description="What this node takes upon itself.")
+    matrix: Matrix = Field(default_factory=Matrix, description="Matrix rooms; log in with `mesh matrix`.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least that is logged: debug, info, warning or error."
     )
