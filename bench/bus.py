@@ -30,7 +30,8 @@ from rich.table import Table
 
 from mesh.bus.nats import NatsBus
 from mesh.clock import now_ms
-from mesh.ledger import Entry, Ledger
+from mesh.entries import Entry
+from mesh.ledger import Ledger
 from mesh.outbox import Outbox
 from mesh.server import Server, ServerKeys
 from mesh.store import MESH_SCHEMA, Store

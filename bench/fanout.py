@@ -23,7 +23,8 @@ from rich.table import Table
 from mesh.bus.base import Stored
 from mesh.bus.memory import MemoryBroker
 from mesh.clock import now_ms
-from mesh.ledger import Entry, Ledger
+from mesh.entries import Entry
+from mesh.ledger import Ledger
 from mesh.outbox import Outbox
 from mesh.store import MESH_SCHEMA, Store
 from mesh.trust import Trust

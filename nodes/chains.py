@@ -4,7 +4,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
-from mesh.ledger import Entry
+from mesh.entries import Entry
 from protocol.acts import Act
 from protocol.budget import Budget
 
@@ -96,6 +96,11 @@ class Chains:
         """Count an answer that is on its way, until it is heard."""
         if chain := self._chains.get(act.root):
             chain.promised.add(act.id)
+
+    def used(self, root: bytes) -> tuple[int, int]:
+        """The acts that answer within a chain, promised ones included, and its tokens; nothing when it is forgotten."""
+        chain = self._chains.get(root)
+        return (chain.seen + chain.reserved + len(chain.promised), chain.tokens) if chain else (0, 0)
 
     def stop(self, basin: str) -> None:
         """Stop every chain of a basin."""

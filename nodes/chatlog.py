@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from nodes.errors import ConfigError
+from nodes.picture import Picture
 from nodes.textfile import not_text, read_bytes
 
 MAX_FILE_BYTES: Final = 64 << 20  # a very long life of talk; more is a mistake or an attack
@@ -33,11 +34,15 @@ _LEADING_BLANK: Final = re.compile(r"[\s\ufeff]*\n")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One message of a log. `author` is None for text without a tag. `source` says where it stands: `chat.txt:12`."""
+    """One message of a log. `author` is None for text without a tag. `source` says where it stands: `chat.txt:12`.
+
+    `pictures` are those shown with it, which `text` does not name; files hold none.
+    """
 
     author: str | None
     text: str
     source: str
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ COMMANDS: Final[dict[str, str]] = {
     "why": "why an act was said, or why nothing was",
     "status": "how the node is",
     "doctor": "what is wrong, if anything, and what to do",
+    "matrix": "register, login, join, doctor: the ems in Matrix rooms",
     "keys": "show, rotate: who this mesh is",
     "export": "put a whole home into one archive",
     "import": "make a home from an archive",

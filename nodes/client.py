@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import string
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple, Self
 
@@ -22,6 +22,7 @@ from mesh.clock import Clock
 from mesh.errors import BusRefused, BusUnavailable
 from mesh.trust import Trust
 from nodes.errors import NodeError, NotRunning
+from nodes.picture import Picture
 from protocol.acts import ID_BYTES, Act
 from protocol.address import check_name, parse_subject
 from protocol.errors import ProtocolError
@@ -83,14 +84,20 @@ class Client:
         """`signer` is the owner's client key, which the node knows."""
         self._bus, self._mesh, self._signer, self._trust, self._clock = bus, mesh, signer, trust, clock
 
-    async def say(self, basin: str, text: str, *, kind: str = "say", answers: str | None = None) -> dict[str, Any]:
-        """Say something in the person's name; returns the act once it is stored. `answers` is an act's id in hex."""
+    async def say(
+        self, basin: str, text: str, *, kind: str = "say", answers: str | None = None, media: Sequence[Picture] = ()
+    ) -> dict[str, Any]:
+        """Say something in the person's name; returns the act once it is stored. `answers` is an act's id in hex.
+
+        `media` are pictures that the home's media folder holds (nodes.media).
+        """
         if len(text) > MAX_TEXT:
             raise NodeError(f"that is {len(text)} characters; at most {MAX_TEXT} fit into one message")
         if answers is not None and not is_id(answers):
             raise NodeError(f"{answers[:40]!a} is no id of an act: give its {2 * ID_BYTES} hex digits")
         refs = [] if answers is None else [answers]
-        return await self.request("say", {"basin": basin, "text": text, "kind": kind, "refs": refs})
+        said = {"basin": basin, "text": text, "kind": kind, "refs": refs}
+        return await self.request("say", said | ({"media": list(media)} if media else {}))
 
     async def stop(self, basin: str) -> None:
         """End every chain in a basin, and what is being written there."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from mesh.ledger import Entry
+from mesh.entries import Entry
 from nodes.turns import Taken
 from protocol.acts import Act
 
@@ -36,6 +36,10 @@ class Companion(Protocol):
         """Basins that matter beside those of the ems' settings."""
         ...
 
+    def hosted(self) -> None:
+        """The ems, or where they listen, have changed."""
+        ...
+
     async def run(self) -> None:
         """Work until cancelled; begun when the node has caught up."""
         ...
@@ -63,6 +67,9 @@ class Alone:
     def basins(self) -> Iterable[str]:
         """None."""
         return ()
+
+    def hosted(self) -> None:
+        """Nothing."""
 
     async def run(self) -> None:
         """Wait until cancelled."""

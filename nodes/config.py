@@ -125,6 +125,12 @@ class Vendor(Settings):
         strict=False,
         description="Model names that go here; * stands for anything, as in [mistral-*].",
     )
+    images: tuple[ModelName, ...] = Field(
+        default=(),
+        max_length=MAX_PATTERNS,
+        strict=False,
+        description="Models among them that take pictures; the others are told a picture's name.",
+    )
     api: Literal["chat", "completions"] = Field(
         default="chat", description="chat, or completions for base models, which take plain text."
     )
@@ -145,6 +151,12 @@ class Vendor(Settings):
     def _one_key(self) -> Self:
         if self.api_key_env is not None and self.api_key_file is not None:
             raise ValueError("has both api_key_env and api_key_file; keep one")
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_in_chats(self) -> Self:
+        if self.images and self.api == "completions":
+            raise ValueError("has images and api: completions, which takes text alone; remove one of them")
         return self
 
 
@@ -227,6 +239,7 @@ An example:
       base_url: https://api.example.org/v1
       api_key_env: SOMEWHERE_KEY        (or api_key_file: keys/somewhere)
       provides: [mistral-*, llama-3.1-405b]
+      images: [mistral-medium-*]        (models that take pictures; none if not given)
       api: chat                         (or completions, for base models)
       timeout_s: 60
       concurrency: 4

@@ -2,17 +2,19 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Final
 
 import msgspec
 import structlog
 
 from mesh.bus.base import Message
+from mesh.entries import Entry, recent
 from mesh.errors import MeshError
-from mesh.ledger import Entry, recent
 from nodes.errors import NodeError
 from nodes.node import Node
+from nodes.picture import MAX_LISTED, Picture, pictures
 from nodes.records import numbers
 from protocol.acts import Act, ActId
 from protocol.errors import BadRequest, ProtocolError
@@ -25,16 +27,20 @@ MAX_HISTORY: Final = 1_000  # acts one request may ask for
 MAX_ANSWER: Final = 900_000  # bytes of history in one answer, the newest: the bus takes little more in one message
 STOPPED: Final = "Enough for now."
 
+Operations = Mapping[str, tuple[type[Any], Callable[[Any], Awaitable[dict[str, Any]]]]]
+"""By name: what a request holds, and what answers it."""
+
 log = structlog.get_logger(__name__)
 
 
 class Say(msgspec.Struct, forbid_unknown_fields=True):
-    """Say something. `refs` are ids in hex; the first is what it answers."""
+    """Say something. `refs` are ids in hex; the first is what it answers. `media`: pictures (see nodes.picture)."""
 
     basin: str
     text: str
     kind: str = "say"
     refs: list[str] = []
+    media: Annotated[list[Picture], msgspec.Meta(max_length=MAX_LISTED)] = []
 
 
 class OfBasin(msgspec.Struct, forbid_unknown_fields=True):
@@ -55,7 +61,8 @@ def shown(entry: Entry) -> dict[str, Any]:
 
 
 def shown_act(act: Act) -> dict[str, Any]:
-    """An act without its place: ids in hex, times in Unix milliseconds."""
+    """An act without its place: ids in hex, times in Unix milliseconds; `media` only where pictures are shown."""
+    media = msgspec.to_builtins(pictures(act))
     return {
         "id": act.id.hex(),
         "kind": act.kind,
@@ -65,23 +72,26 @@ def shown_act(act: Act) -> dict[str, Any]:
         "budget": msgspec.structs.asdict(act.budget),
         "at_ms": act.at_ms,
         "text": act.text,
+        **({"media": media} if media else {}),
     }
 
 
 class Control:
     """Serves a node's owner."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, more: Operations = MappingProxyType({})) -> None:
+        """`more` are the operations of a companion."""
         self._node = node
         self.ready = asyncio.Event()
         self._client = decode_public(node.identity.client, KeyKind.NODE)
         self._answered: OrderedDict[bytes, int] = OrderedDict()
         self._started_ms = node.ground.clock()
-        self._operations: dict[str, tuple[type[Any], Callable[[Any], Awaitable[dict[str, Any]]]]] = {
+        self._operations: Operations = {
             "say": (Say, self._say),
             "stop": (OfBasin, self._stop),
             "history": (OfBasin, self._history),
             "status": (Nothing, self._status),
+            **more,
         }
 
     async def serve(self) -> None:
@@ -132,7 +142,8 @@ class Control:
         if len(request.text) > MAX_TEXT:
             raise ValueError(f"that is {len(request.text)} characters; at most {MAX_TEXT} fit into one message")
         refs = [ActId(bytes.fromhex(ref)) for ref in request.refs]
-        act = await self._node.say(request.basin, request.text, refs, request.kind)
+        more = {"media": msgspec.to_builtins(request.media)} if request.media else {}
+        act = await self._node.say(request.basin, request.text, refs, request.kind, **more)
         room = self._node.runtime.rooms.get(request.basin)
         return {**shown_act(act), "listeners": len(room.roster.ems) if room else 0}
 

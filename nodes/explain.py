@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mesh.ledger import Entry, find
+from mesh.entries import Entry, find
 from mesh.store import Store
 from mesh.words import plain
 from nodes.control import shown
@@ -96,10 +96,7 @@ def as_text(known: Why, own: MeshId | None, *, whole: bool = False, there: str =
 def _turn_json(told: Told) -> dict[str, Any]:
     """A turn. `prompt_tokens` and the like are None where nothing was counted, `prompt` where none is kept."""
     taken, usage = told.taken, told.usage
-    turns = [
-        {"role": turn.role, "spans": [{"source": span.source, "text": span.text} for span in turn.spans]}
-        for turn in told.prompt or ()
-    ]
+    turns = [{"role": turn.role, "spans": [_span_json(span) for span in turn.spans]} for turn in told.prompt or ()]
     return {
         "id": taken.id.hex(),
         "em": taken.em,
@@ -114,6 +111,12 @@ def _turn_json(told: Told) -> dict[str, Any]:
         "cached_tokens": usage.cached if usage else None,
         "prompt": turns if told.prompt else None,
     }
+
+
+def _span_json(span: Span) -> dict[str, Any]:
+    """A piece of a prompt; `pictures` are hashes, and only there where there are some."""
+    hashes = [picture.sha256 for picture in span.pictures]
+    return {"source": span.source, "text": span.text, **({"pictures": hashes} if hashes else {})}
 
 
 def _made(told: Told, said: Entry | None) -> Iterator[str]:
@@ -188,6 +191,8 @@ def _whole(prompt: Sequence[Turn]) -> Iterator[str]:
             for line in span.text.removesuffix("\n").split("\n"):
                 yield f"  {source:<{width}} | {_visible(line)}"
                 source = ""
+            for picture in span.pictures:
+                yield f"  {source:<{width}} | (shown: sha256 {picture.sha256}, {picture.mime})"
 
 
 def _source(span: Span) -> str:

@@ -3,7 +3,7 @@
 mesh.yaml   the person's settings
 ems/        a folder an em
 keys/       secrets, 0600: mesh.seed, node.seed, client.seed, system.seed; and what they signed
-data/       nats/ (the stream), node.db, node.json (where the running node is reached)
+data/       nats/ (the stream), node.db, media/ (pictures), node.json (where the running node is reached)
 """
 
 import contextlib
@@ -71,6 +71,11 @@ class Home(Keyring):
     def data(self) -> Path:
         """Where everything is that can be kept apart from what a person wrote."""
         return self.path / "data"
+
+    @property
+    def media(self) -> Path:
+        """Where the pictures are that were shown in basins; see nodes.media."""
+        return self.data / "media"
 
     @property
     def database(self) -> Path:

@@ -14,8 +14,9 @@ import structlog
 
 from mesh.bus.base import Bus
 from mesh.clock import Clock
+from mesh.entries import Entry
 from mesh.errors import MeshError
-from mesh.ledger import Entry, Ledger
+from mesh.ledger import Ledger
 from mesh.outbox import Outbox
 from mesh.store import Store
 from mesh.trust import Trust
@@ -147,6 +148,7 @@ class Node:
         """Host these ems, or the same as before, where their settings and the companion have them listen."""
         hosted = list(self.runtime.ems.values()) if ems is None else ems
         self.runtime.host(hosted, self._listens, self.companion.basins())
+        self.companion.hosted()
 
     def _listens(self, em: Em, basin: str) -> bool:
         there = self.companion.listens(em.name, basin)

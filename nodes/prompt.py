@@ -11,13 +11,17 @@ from typing import Final, Literal
 
 from nodes.chatlog import BREAK, Line, Scene, normal, render
 from nodes.em import Em
-from nodes.models.base import CHARS_PER_TOKEN, Role, Span, Turn
+from nodes.models.base import CHARS_PER_TOKEN, PICTURE_TOKENS, Role, Span, Turn
+from nodes.picture import with_labels
 
 Style = Literal["echo", "chat", "completions"]
 
 FOUNDING_SHARE: Final = 0.5  # of the prompt, at most, is the em's own text; the rest is the room
 MEMORY_SHARE: Final = 0.2  # of the prompt, at most, is what comes to mind
 BLOCK_SHARE: Final = 4  # a full window drops a quarter of itself at once, so that the prefix stays for many turns
+MAX_PICTURES: Final = 4  # the newest; each is paid for again with every reply
+PICTURE_SHARE: Final = 0.75  # of the room's part of the prompt, at most, is pictures: what is said needs the rest
+PICTURE_CHARS: Final = PICTURE_TOKENS * CHARS_PER_TOKEN
 MIN_CUT: Final = 80  # characters; the beginning of a line that is shorter tells nothing
 CUT: Final = "…"  # ends a line that is not shown whole
 MAX_REPLY: Final = 16_000  # characters; no em needs more in one breath
@@ -57,17 +61,19 @@ def build(  # noqa: PLR0913, PLR0917 - all that a prompt is made of, each once
     lines: Sequence[Line],
     remembered: Sequence[Scene],
     context: int | None = None,
+    *,
+    sees: bool = False,
 ) -> Prompt:
     """Lay out the prompt for one reply, within `prompt_max_tokens` and the model's `context` window.
 
     `lines` are oldest first and end with what is answered, `heard` counts all that were ever said until then;
-    `remembered` are scenes, the best last.
+    `remembered` are scenes, the best last. `sees`: the model takes pictures; others are told their names alone.
     """
     prompt_tokens, reply_tokens = em.settings.shares(context)
     room = prompt_tokens * CHARS_PER_TOKEN - 1  # as `tokens` counts, which rounds up
     lines = lines[-window(heard, em.settings.recency_window) :]
     if style == "echo":
-        recent = _newest(heard, lines, room)
+        recent = _newest(heard, _shown(lines, 0), room)
         return Prompt((Turn("text", _conversation(recent)),), recent, reply_tokens)
     head = _INSTRUCTION.format(name=em.settings.name) if style == "chat" else ""
     tag = "" if style == "chat" else f"<{em.settings.name}>"
@@ -78,6 +84,7 @@ def build(  # noqa: PLR0913, PLR0917 - all that a prompt is made of, each once
     room -= _chars(founding) + memory_room
     memory = _memory(remembered, memory_room)
     lines = [replace(line, author=em.settings.name) if line.author == em.name else line for line in lines]
+    lines = _shown(lines, room if sees and style == "chat" else 0, em.settings.name)
     recent = _newest(heard, lines, room)
     if style == "completions":
         spans = (*founding, *_conversation(recent[:-1]), *memory, *_conversation(recent[-1:]), Span(tag, "format"))
@@ -117,7 +124,33 @@ def tokens(turns: Sequence[Turn]) -> int:
 
 
 def _chars(spans: Iterable[Span]) -> int:
-    return sum(len(span.text) for span in spans)
+    return sum(len(span.text) + PICTURE_CHARS * len(span.pictures) for span in spans)
+
+
+def _shown(lines: Sequence[Line], room: int, own: str = "") -> Sequence[Line]:
+    """The lines with the names of their pictures in the text.
+
+    The newest pictures stay with their lines while these fit into `room` characters, those of the last one in any case;
+    0 for a model that takes none. The em's `own` lines keep none, since only others can show a chat model something.
+    """
+    if not any(line.pictures for line in lines):
+        return lines
+    shown: list[Line] = []
+    most, left = min(MAX_PICTURES, max(0, int(room * PICTURE_SHARE)) // PICTURE_CHARS), room
+    for line in reversed(lines):
+        kept = () if line.author == own else line.pictures[:most]
+        named = replace(line, text=with_labels(line.text, line.pictures), pictures=())
+        if kept and (not shown or left >= _size(named) + PICTURE_CHARS * len(kept)):
+            named = replace(named, pictures=kept)
+            most -= len(kept)
+        left -= _size(named)
+        shown.append(named)
+    return shown[::-1]
+
+
+def _size(line: Line) -> int:
+    """The characters that a line takes, each picture counted as so many."""
+    return len(render((line,))) + PICTURE_CHARS * len(line.pictures)
 
 
 def _newest(heard: int, lines: Sequence[Line], room: int) -> tuple[Line, ...]:
@@ -127,14 +160,14 @@ def _newest(heard: int, lines: Sequence[Line], room: int) -> tuple[Line, ...]:
     """
     fits, left = 0, room
     for line in reversed(lines):
-        left -= len(render((line,)))
+        left -= _size(line)
         if left < 0:
             break
         fits += 1
     if fits == len(lines):
         return tuple(lines)
     if not fits:
-        return (_cut(lines[-1], room),)
+        return (_cut(lines[-1], room - PICTURE_CHARS * len(lines[-1].pictures)),)
     block = 1 << max(1, fits // BLOCK_SHARE).bit_length() - 1  # a power of two: the same for nearly equal `fits`
     first = -(-(heard - fits) // block) * block
     return tuple(lines[first - heard :])
@@ -210,7 +243,7 @@ def _turns(em: Em, recent: Sequence[Line]) -> tuple[Turn, ...]:
     for line in recent:
         role: Role = "assistant" if line.author == em.settings.name else "user"
         shown = replace(line, author=None) if role == "assistant" else line
-        span = Span(render((shown,)), line.source)
+        span = Span(render((shown,)), line.source, line.pictures)
         if turns and turns[-1].role == role:
             turns[-1] = Turn(role, (*turns[-1].spans, span))
         else:

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from mesh.entries import Entry, count, missing, recent
 from mesh.errors import StoreFailed
-from mesh.ledger import Entry, count, missing, recent
 from mesh.store import Store
 from nodes.config import MeshConfig
 from nodes.em import Em

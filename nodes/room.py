@@ -4,9 +4,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from mesh.ledger import Entry
+from mesh.entries import Entry
 from nodes.chatlog import Line
 from nodes.em import MAX_WINDOW
+from nodes.picture import pictures
 from nodes.turn import Roster
 from protocol.acts import Act
 
@@ -52,4 +53,4 @@ class Room:
 
 
 def _line(act: Act, text: str) -> Line:
-    return Line(act.author, text, f"act:{act.id.hex()}")
+    return Line(act.author, text, f"act:{act.id.hex()}", pictures(act))

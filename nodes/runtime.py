@@ -9,8 +9,8 @@ from typing import Final
 import structlog
 
 from mesh.clock import Clock
+from mesh.entries import Entry, find, recent
 from mesh.errors import MeshError
-from mesh.ledger import Entry, find, recent
 from mesh.outbox import Outbox
 from mesh.store import Store
 from nodes.chains import Chains

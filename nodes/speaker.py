@@ -22,13 +22,14 @@ PARTIAL_S: Final = 0.1  # between two showings of a reply that is being written
 class Models:
     """The door to models: `style` tells how one takes its prompt, `default` is used by ems that name none.
 
-    `indexes` are those of the ems' memories.
+    `indexes` are those of the ems' memories. `sees` tells whether a model takes pictures.
     """
 
     door: Model
     style: Callable[[str], Style]
     default: str
     indexes: Indexes = field(default_factory=Indexes)
+    sees: Callable[[str], bool] = lambda _: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ async def draft(em: Em, models: Models, heard: int, lines: Sequence[Line], seed:
     model = em.settings.model or models.default
     style, context = models.style(model), ModelName.parse(model).context
     remembered = [] if style == "echo" else await _remember(em, models.indexes, lines)
-    prompt = build(em, style, heard, lines, remembered, context)
+    prompt = build(em, style, heard, lines, remembered, context, sees=models.sees(model))
     request = Request(
         model=model,
         turns=prompt.turns,

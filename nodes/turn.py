@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from mesh.ledger import Entry
+from mesh.entries import Entry
 from mesh.words import plain
 from nodes.em import Em
 from protocol.acts import Act
@@ -73,12 +73,16 @@ class Roster:
         """What this basin's ems make of an act. `answered` is the em that it answers, if one."""
         text = entry.act.text[:MATCHED].lower()
         mentioned = self._called(_MENTIONS.findall(text)) | {name for name in addressees(entry.act) if name in self.ems}
-        named = self._called(_WORDS.findall(text) + _PARTS.findall(text))
-        named |= {name for pattern, name in self._phrases if pattern.search(text)}
+        named = self.named(text)
         addressed = mentioned | named | {name for name in (answered,) if name in self.ems}
         unanswerable = _unanswerable(entry)
         floor = None if unanswerable or addressed - {entry.act.author} else self._floor(entry)
         return Heard(entry, frozenset(named), frozenset(mentioned), answered, floor, spent, unanswerable)
+
+    def named(self, text: str) -> set[str]:
+        """The ems whose names or nicknames occur in a text of small letters."""
+        found = self._called(_WORDS.findall(text) + _PARTS.findall(text))
+        return found | {name for pattern, name in self._phrases if pattern.search(text)}
 
     def _called(self, words: Iterable[str]) -> set[str]:
         return {name for word in words for name in self._words.get(word, ())}

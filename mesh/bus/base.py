@@ -108,6 +108,14 @@ class Bus(Protocol):
         """The stream's newest sequence; 0 when it is empty."""
         ...
 
+    async def erase(self, seq: int) -> None:
+        """Take one message out of the stream for good: its bytes are overwritten where the server keeps them.
+
+        It is gone for everybody, also for consumers that have not read it yet; its sequence is not given again. A
+        message that is gone already is no error. Raises BusUnavailable (try again), BusRefused.
+        """
+        ...
+
     async def close(self) -> None:
         """Flush, drain and disconnect. Idempotent."""
         ...

@@ -167,6 +167,12 @@ class JetStream:
             first = messages[-1].seq + 1
         return found
 
+    async def erase(self, seq: int) -> None:
+        """Overwrite a message with random bytes on the server's disk, and remove it."""
+        answer = await self.call(f"STREAM.MSG.DELETE.{self.name}", {"seq": seq, "no_erase": False})
+        if "error" in answer and await self.read(seq, seq):  # the server has several words for what is not there
+            raise refusal(answer["error"])
+
     async def life(self) -> tuple[str, int]:
         """When the stream was made, which tells it from another of the same name, and its newest sequence."""
         info = await self.call(f"STREAM.INFO.{self.name}")

@@ -285,6 +285,11 @@ class MemoryBus:
         self._check_open()
         return self._broker.newest_seq
 
+    async def erase(self, seq: int) -> None:
+        """See Bus."""
+        self._check_open()
+        self._broker.forget(seq)
+
     async def close(self) -> None:
         """See Bus."""
         self._closed = True

@@ -447,6 +447,10 @@ class NatsBus:
         """See Bus."""
         return await self._stream.last_seq()
 
+    async def erase(self, seq: int) -> None:
+        """See Bus."""
+        await self._stream.erase(seq)
+
     async def close(self) -> None:
         """See Bus."""
         if not self._wire.closing:

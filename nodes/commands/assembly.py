@@ -13,6 +13,12 @@ from typing import Final
 import structlog
 from pydantic import SecretStr
 
+from mesh.bridges.matrix.account import Account
+from mesh.bridges.matrix.appservice import AppService
+from mesh.bridges.matrix.common import Own
+from mesh.bridges.matrix.port import MatrixPort
+from mesh.bridges.matrix.schema import MATRIX_SCHEMA
+from mesh.bridges.matrix.several import Several
 from mesh.bus.nats import NatsBus
 from mesh.clock import now_ms
 from mesh.server import Server, ServerKeys
@@ -21,10 +27,15 @@ from mesh.words import plain
 from nodes.client import Client
 from nodes.config import MeshConfig
 from nodes.config import Vendor as VendorConfig
-from nodes.control import Control
+from nodes.control import Control, Operations
 from nodes.em import Em
-from nodes.errors import ConfigError, ModelRefused, NotRunning
+from nodes.errors import ConfigError, ModelRefused, NodeError, NotRunning
 from nodes.home import Home, Running, at_home
+from nodes.matrix.bridge import Bridge
+from nodes.matrix.login import Login, read_login
+from nodes.matrix.operations import operations
+from nodes.matrix.tables import BRIDGE_SCHEMA
+from nodes.media import Media
 from nodes.models.conduit import ECHO, Conduit, Vendor
 from nodes.models.names import ModelName, is_provided
 from nodes.node import Ground, Identity, Node
@@ -34,7 +45,7 @@ from nodes.turns import TURNS_SCHEMA
 from protocol.keys import NodeId
 
 DRAIN_S: Final = 10.0  # a stop waits so long for replies that are being written; others are written at the next start
-SCHEMAS: Final = {"mesh": MESH_SCHEMA, "turns": TURNS_SCHEMA}
+SCHEMAS: Final = {"mesh": MESH_SCHEMA, "turns": TURNS_SCHEMA, "matrix": MATRIX_SCHEMA, "rooms": BRIDGE_SCHEMA}
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +72,8 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
         identity = Identity(home.signer("node"), home.certificate(), home.trust(), client)
         identity.certificate.check(now_ms())
         node = Node(config, home.ems, identity, Ground(bus, store, models, now_ms))
+        login = read_login(home.keys)
+        more: Operations = _matrix(node, login) if login else {}
         credentials = _credentials(home, config) if server is None else None
         running = Running(os.getpid(), url, now_ms(), server is None, None if credentials is None else str(credentials))
         stack.callback(home.announce, None)
@@ -70,7 +83,7 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
                 tasks.append(group.create_task(server.supervise(), name="server"))
             await _first(node.ready, stop)
             if not stop.is_set():
-                control = Control(node)
+                control = Control(node, more)
                 tasks.append(group.create_task(control.serve(), name="control"))
                 await _first(control.ready, stop)
                 home.announce(running)
@@ -164,6 +177,26 @@ async def connect(home: Home) -> AsyncGenerator[Client]:
         await bus.close()
 
 
+def _matrix(node: Node, login: Login) -> Operations:
+    """Give the node a bridge to Matrix; returns what may be asked of it."""
+    bridge = Bridge(node, lambda one: _port(node, login, one), node.config.matrix, login.owner)
+    node.companion = bridge
+    return operations(bridge, "appservice" if login.registration else "account", login.homeserver)
+
+
+def _port(node: Node, login: Login, bridge: Bridge) -> MatrixPort:
+    store, clock = node.ground.store, node.ground.clock
+    if login.registration and login.listening:
+        where = (login.listening.host, login.listening.port)
+        primary = AppService(login.homeserver, login.registration, where, store, clock, on_done=bridge.done)
+    elif login.account:
+        primary = Account(login.account, store, clock, bridge.done)
+    else:
+        raise NodeError("keys/matrix.json holds no login; run: mesh matrix register, or: mesh matrix login")
+    own = {em: Account(session, store, clock, own=Own(em, primary)) for em, session in login.own.items()}
+    return Several(primary, own, bridge.lost)
+
+
 def _models(home: Home, config: MeshConfig) -> tuple[Conduit, Models]:
     vendors = {name: _vendor(home, config, name, vendor) for name, vendor in config.models.vendors.items()}
 
@@ -176,8 +209,13 @@ def _models(home: Home, config: MeshConfig) -> tuple[Conduit, Models]:
                 return vendor.api
         return "chat"
 
+    def sees(model: str) -> bool:
+        name = ModelName.parse(model).name
+        vendor = next((vendor for vendor in vendors.values() if vendor.has(name)), None)
+        return name != ECHO and vendor is not None and vendor.sees(name)
+
     conduit = Conduit(config.models.default, vendors, model_calls=config.limits.model_calls)
-    return conduit, Models(conduit, style, config.models.default)
+    return conduit, Models(conduit, style, config.models.default, sees=sees)
 
 
 def model_problems(config: MeshConfig, ems: Iterable[Em]) -> list[str]:
@@ -219,6 +257,8 @@ def _vendor(home: Home, config: MeshConfig, name: str, vendor: VendorConfig) -> 
         concurrency=vendor.concurrency,
         price_in=prices.input if prices else None,
         price_out=prices.output if prices else None,
+        images=vendor.images,
+        fetch=Media(home.media).get,
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from nodes.commands.common import add_home, add_json, count, home_of, print_json
 
 if TYPE_CHECKING:
-    from mesh.ledger import Entry
+    from mesh.entries import Entry
     from nodes.config import MeshConfig
     from nodes.em import Em
     from nodes.records import Talk
@@ -65,7 +65,7 @@ def _about(name: str, config: "MeshConfig", ems: "list[Em]", talk: "Talk | None"
 
 
 def _show(options: argparse.Namespace) -> None:
-    from mesh.ledger import recent
+    from mesh.entries import recent
     from nodes.em import load_ems
     from nodes.errors import NodeError
     from nodes.layout import lines

@@ -12,6 +12,7 @@ from nodes.disk import told, write_private
 from nodes.errors import NodeError
 
 FILE: Final = "matrix.json"  # in keys/
+REGISTRATION_FILE: Final = "matrix-registration.yaml"  # in the home; the homeserver reads a copy of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,22 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from nodes.chatlog import Line, Voice
+from nodes.picture import Picture
 
 Role = Literal["text", "system", "user", "assistant"]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of a prompt and where it came from: `chat.txt:3-90`, `act:<hex id>`, `format`."""
+    """A piece of a prompt and where it came from: `chat.txt:3-90`, `act:<hex id>`, `format`.
+
+    `pictures` are to be shown behind the text, which names them. Only their hashes are kept here: whoever sends the
+    prompt fetches the bytes, and leaves out what is gone.
+    """
 
     text: str
     source: str
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +82,12 @@ class Model(Protocol):
 
 
 CHARS_PER_TOKEN = 4  # the usual rule of thumb for English; only used where a vendor counts nothing
+PICTURE_TOKENS = 1_000  # likewise for a picture: vendors shrink large ones, and count some hundred to 1,600
 
 
 def estimate(request: Request, completion_chars: int) -> Usage:
     """What a reply of so many characters cost, as far as one can tell without the vendor's own count."""
-    prompt_chars = sum(len(turn.text) for turn in request.turns)
-    return Usage(prompt=-(-prompt_chars // CHARS_PER_TOKEN), completion=-(-completion_chars // CHARS_PER_TOKEN))
+    spans = [span for turn in request.turns for span in turn.spans]
+    prompt = -(-sum(len(span.text) for span in spans) // CHARS_PER_TOKEN)
+    prompt += PICTURE_TOKENS * sum(len(span.pictures) for span in spans)
+    return Usage(prompt=prompt, completion=-(-completion_chars // CHARS_PER_TOKEN))

@@ -15,6 +15,7 @@ from nodes.models.base import CHARS_PER_TOKEN, Model, Request, Usage, estimate
 from nodes.models.gate import Gate
 from nodes.models.names import ModelName, is_provided
 from nodes.models.openai import MAX_REPLY_S, Api, OpenAIModel, Patience
+from nodes.models.parts import Fetch
 
 ECHO = "echo"  # the embedded model's name; it is always there
 DEFAULT_CONCURRENCY = 4  # calls to one vendor at a time: what small accounts and local servers bear
@@ -33,7 +34,8 @@ class Vendor:
     `key` is the secret, or a function that fetches it at the first call (None: the vendor wants none). `provides` are
     patterns of model names: exact, or with `*`, `?` and `[...]`. `timeout_s` is how long it may be silent,
     `concurrency` how many calls there are at one time. Prices are for a million tokens in whatever currency the person
-    thinks in; None: unknown.
+    thinks in; None: unknown. `images` are patterns of models that take pictures, and `fetch` reads one (see
+    nodes.models.parts).
     """
 
     base_url: str
@@ -44,10 +46,16 @@ class Vendor:
     concurrency: int = DEFAULT_CONCURRENCY
     price_in: float | None = None
     price_out: float | None = None
+    images: tuple[str, ...] = ()
+    fetch: Fetch | None = None
 
     def has(self, model: str) -> bool:
         """Whether this vendor provides the model."""
         return is_provided(model, self.provides)
+
+    def sees(self, model: str) -> bool:
+        """Whether this model takes pictures; plain completions have no place for them."""
+        return self.api == "chat" and is_provided(model, self.images)
 
     def cost(self, usage: Usage) -> float | None:
         """The price of a reply (cached tokens at full price, so never too low); None where a price is unknown."""
@@ -140,7 +148,7 @@ def connect(name: str, vendor: Vendor) -> Model:
     """The model behind a vendor. Fetches its key, which may read a file: call it in a thread."""
     key = vendor.key() if callable(vendor.key) else vendor.key
     patience = Patience(timeout_s=vendor.timeout_s, reply_timeout_s=max(MAX_REPLY_S, vendor.timeout_s))
-    return OpenAIModel(name, vendor.base_url, key, vendor.api, patience)
+    return OpenAIModel(name, vendor.base_url, key, vendor.api, patience, vendor.fetch)
 
 
 class Conduit:

@@ -8,7 +8,7 @@ import asyncio
 import math
 import random
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -32,6 +32,7 @@ from nodes.models.answers import (
     utf8,
 )
 from nodes.models.base import Request, Usage, estimate
+from nodes.models.parts import Fetch, content, data_urls
 
 if TYPE_CHECKING:
     import httpx2
@@ -74,18 +75,26 @@ DEFAULT_PATIENCE = Patience()
 class OpenAIModel:
     """One vendor's endpoint; implements `nodes.models.base.Model` for every model behind it.
 
-    `name` is what people call the vendor. `api_key` None sends no key (local servers). The driver is loaded in a
-    thread at the first call, since that takes seconds on a cold disk.
+    `name` is what people call the vendor. `api_key` None sends no key (local servers). `fetch` reads pictures (None:
+    their names in the text must do). The driver is loaded in a thread at the first call, since that takes seconds on a
+    cold disk.
     """
 
-    def __init__(
-        self, name: str, base_url: str, api_key: SecretStr | None, api: Api, patience: Patience = DEFAULT_PATIENCE
+    def __init__(  # noqa: PLR0913, PLR0917 - all that a vendor is, each once
+        self,
+        name: str,
+        base_url: str,
+        api_key: SecretStr | None,
+        api: Api,
+        patience: Patience = DEFAULT_PATIENCE,
+        fetch: Fetch | None = None,
     ) -> None:
         self._name = name
         self._base_url = base_url
         self._key = api_key
         self._api: Api = api
         self._patience = patience
+        self._fetch = fetch
         self._driver: AsyncOpenAI | None = None
         self._opening = asyncio.Lock()
         self._closed = False
@@ -102,10 +111,11 @@ class OpenAIModel:
         now = asyncio.get_running_loop().time
         deadline = now() + self._patience.reply_timeout_s
         begun, tries = False, 0
+        pictures = await self._pictures(request)
         while True:
             quirks = self._quirks.get(request.model, frozenset())
             try:
-                async with aclosing(self._try(request, quirks, deadline)) as pieces:
+                async with aclosing(self._try(self._body(request, quirks, pictures), request, deadline)) as pieces:
                     async for piece in pieces:
                         begun = True
                         yield piece
@@ -129,11 +139,10 @@ class OpenAIModel:
             await driver.close()
 
     async def _try(
-        self, request: Request, quirks: frozenset[str], deadline: float
+        self, body: dict[str, object], request: Request, deadline: float
     ) -> AsyncGenerator[str | Usage, None]:
         """One try: text, then one Usage."""
         reply = Reply()
-        body = self._body(request, quirks)
         try:
             async with aclosing(self._timed(self._events(body), deadline)) as events:
                 async for event in events:
@@ -183,7 +192,15 @@ class OpenAIModel:
         except (openai.APIConnectionError, httpx2.HTTPError, httpx2.StreamError, anyio.EndOfStream, OSError):
             raise Fault("could not be reached, or dropped the connection", again=True) from None
 
-    def _body(self, request: Request, quirks: frozenset[str]) -> dict[str, object]:
+    async def _pictures(self, request: Request) -> Mapping[str, str]:
+        """The pictures that the request can show, as `data:` URLs by their hashes."""
+        fetch = self._fetch
+        named = any(span.pictures for turn in request.turns for span in turn.spans)
+        if fetch is None or self._api != "chat" or not named:
+            return {}
+        return await asyncio.to_thread(data_urls, request.turns, fetch)
+
+    def _body(self, request: Request, quirks: frozenset[str], pictures: Mapping[str, str]) -> dict[str, object]:
         """The request in the vendor's terms, without what this model is known to dislike (`quirks`)."""
         fields: dict[str, object] = {
             "model": request.model,
@@ -202,8 +219,8 @@ class OpenAIModel:
         fields = {key: value for key, value in fields.items() if key not in quirks}
         if self._api == "completions":
             return {**fields, "prompt": utf8("".join(turn.text for turn in request.turns))}
-        turns = [("user" if turn.role == "text" else turn.role, turn.text) for turn in request.turns if turn.text]
-        return {**fields, "messages": [{"role": role, "content": utf8(text)} for role, text in turns]}
+        turns = [("user" if turn.role == "text" else turn.role, turn) for turn in request.turns if turn.text]
+        return {**fields, "messages": [{"role": role, "content": content(turn, pictures)} for role, turn in turns]}
 
     def _learn(self, model: str, known: frozenset[str], said: str) -> bool:
         """Find in the vendor's complaint a parameter to leave out from now on; False: nothing new was learnt.

@@ -1,7 +1,9 @@
 """The client for OpenAI-compatible vendors against a real HTTP server that misbehaves to order."""
 
 import asyncio
+import base64
 import gzip
+import hashlib
 import itertools
 import json
 import logging
@@ -12,16 +14,19 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+from images import image
 from openai_server import Answer, FakeOpenAI
 from pydantic import SecretStr
 
 from nodes.chatlog import Voice
 from nodes.errors import ModelError, ModelRefused, ModelUnavailable
 from nodes.models import openai as client
+from nodes.models import parts
 from nodes.models.answers import MAX_EVENT_BYTES, MAX_QUOTE, MAX_REPLY_BYTES
 from nodes.models.base import Request, Span, Turn, Usage
 from nodes.models.conduit import Conduit, Vendor
 from nodes.models.openai import Api, OpenAIModel, Patience
+from nodes.picture import Picture
 
 KEY = "sk-made-up-9f86d081884c7d65"
 VOICE = Voice("ruri", frozenset({"ruri"}), (), (), "b2:00")
@@ -108,6 +113,59 @@ async def test_chat_turns_keep_their_roles_and_text_becomes_a_user_turn(server: 
     assert body["seed"] == 5
     assert "top_p" not in body
     assert (body["model"], body["stream"], body["max_tokens"], body["temperature"]) == ("m-1", True, 50, 0.7)
+
+
+def seen(*pictures: bytes | str) -> tuple[Span, dict[str, bytes]]:
+    """A span that shows these pictures (a text: one that is gone), and where to fetch them."""
+    names = {one if isinstance(one, str) else hashlib.sha256(one).hexdigest(): one for one in pictures}
+    shown = tuple(Picture(name, "image/gif", 9) for name in names)
+    return Span("<a> look\n", "x", shown), {name: one for name, one in names.items() if isinstance(one, bytes)}
+
+
+async def shown(server: FakeOpenAI, api: Api, turns: tuple[Turn, ...], fetch: parts.Fetch | None) -> object:
+    """What one call sends as its prompt."""
+    vendor = OpenAIModel("v", server.url, None, api, QUICK, fetch)
+    async with aclosing(vendor.stream(ask(turns=turns))) as pieces:
+        assert [piece async for piece in pieces]
+    await vendor.close()
+    return server.requests[-1].body.get("messages") or server.requests[-1].body["prompt"]
+
+
+async def test_a_picture_goes_as_its_exact_bytes_behind_the_text_that_names_it(server: FakeOpenAI) -> None:
+    """Its type is what the bytes say, not what the act claims; one that is gone is left out."""
+    cat, dog = image("png"), image("jpeg")
+    span, kept = seen(cat, "f" * 64, dog)
+    turns = (Turn("system", (Span("be kind", "x"),)), Turn("user", (span, Span("<b> well?\n", "y"))))
+    system, user = await shown(server, "chat", turns, kept.get)
+    assert system == {"role": "system", "content": "be kind"}
+    first, *pictures, last = user["content"]
+    assert (first, last) == ({"type": "text", "text": "<a> look\n"}, {"type": "text", "text": "<b> well?\n"})
+    urls = [part["image_url"]["url"] for part in pictures]
+    assert [url.partition(",")[0] for url in urls] == ["data:image/png;base64", "data:image/jpeg;base64"]
+    assert [base64.b64decode(url.partition(",")[2], validate=True) for url in urls] == [cat, dog]
+
+
+async def test_text_stays_text_without_pictures_to_show(server: FakeOpenAI) -> None:
+    span, kept = seen(b"<svg/>", "f" * 64)
+    turns = (Turn("user", (span, Span("<b> well?\n", "y"))),)
+    plain_text = [{"role": "user", "content": "<a> look\n<b> well?\n"}]
+    assert await shown(server, "chat", turns, kept.get) == plain_text
+    assert await shown(server, "chat", turns, None) == plain_text
+    span, kept = seen(image())
+    assert await shown(server, "completions", (Turn("text", (span,)),), kept.get) == "<a> look\n"
+
+
+async def test_the_newest_pictures_are_sent_while_a_request_has_room(
+    server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [image(colour=colour) for colour in ("red", "green", "blue")]
+    monkeypatch.setattr(parts, "MAX_PICTURE_BYTES", len(pictures[1]) + len(pictures[2]))
+    spans = [seen(picture) for picture in pictures]
+    kept = {name: data for _, some in spans for name, data in some.items()}
+    turns = tuple(Turn("user", (span,)) for span, _ in spans)
+    first, second, third = await shown(server, "chat", turns, kept.get)
+    assert first["content"] == "<a> look\n"
+    assert [len(message["content"]) for message in (second, third)] == [2, 2]
 
 
 async def test_completions_get_all_turns_as_one_text_and_lone_surrogates_do_no_harm(server: FakeOpenAI) -> None:

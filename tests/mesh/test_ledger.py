@@ -11,8 +11,9 @@ from harness import BUDGET, MESH_ID, NODE, NOW, OTHER, SCHEMAS, TRUST, certifica
 
 from mesh.bus.base import Stored
 from mesh.bus.memory import MemoryBroker
+from mesh.entries import Entry, find, missing, recent
 from mesh.errors import StoreFailed
-from mesh.ledger import Entry, Ledger, find, missing, recent
+from mesh.ledger import Ledger
 from mesh.store import Store
 from mesh.trust import CLOCK_SKEW_MS, Trust
 from protocol.acts import Act, new_id

@@ -5,7 +5,7 @@ from harness import BUDGET, MESH_ID, NODE, NOW, root
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.ledger import Entry
+from mesh.entries import Entry
 from nodes.chains import Chains
 from protocol.acts import Act, new_id
 from protocol.budget import Budget, check_child

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,10 +14,11 @@ from nodes.chatlog import Line, Voice
 from nodes.config import MeshConfig
 from nodes.errors import ConfigError, ModelRefused, ModelUnavailable
 from nodes.models import conduit as module
-from nodes.models.base import Model, Request, Span, Turn, Usage
+from nodes.models.base import PICTURE_TOKENS, Model, Request, Span, Turn, Usage, estimate
 from nodes.models.conduit import ECHO, MAX_CHARS_PER_TOKEN, Conduit, ModelName, StopFilter, Total, Vendor, connect
 from nodes.models.gate import Gate
 from nodes.models.scripted import Scripted
+from nodes.picture import Picture
 
 VOICE = Voice("ruri", frozenset({"ruri"}), (), (), "b2:00")
 SMALL = st.text("ab<\n", max_size=6)
@@ -356,3 +358,16 @@ async def test_scripted_models_play_their_scripts_and_repeat_the_last() -> None:
     await model.close()
     with pytest.raises(ModelUnavailable):
         await anext(model.stream(ask()))
+
+
+def test_only_listed_models_of_a_chat_vendor_take_pictures() -> None:
+    eyes = Vendor("http://localhost/v1", ("eye-*", "ear-*"), images=("eye-*",))
+    assert [eyes.sees(name) for name in ("eye-1", "ear-1", "eye")] == [True, False, False]
+    assert not Vendor("http://localhost/v1", ("*",), api="completions", images=("*",)).sees("eye-1")
+    assert not vendor("*").sees("eye-1")
+
+
+def test_a_picture_counts_in_what_is_estimated() -> None:
+    picture = Picture("ab" * 32, "image/png", 9)
+    shown = replace(ask(), turns=(Turn("user", (Span("12345678", "x", (picture, picture)),)),))
+    assert estimate(shown, 4) == Usage(2 + 2 * PICTURE_TOKENS, 1)

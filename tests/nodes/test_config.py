@@ -76,12 +76,14 @@ models:
       base-url: https://api.example.org/v1
       api-key-file: keys/somewhere
       provides: [mistral-*]
+      images: [mistral-m*]
       prices: {input: 1, output: 2.5}
     local: {base_url: "http://localhost:8080/v1", provides: ["*"], api: completions}
 """,
     )
     vendor = read.models.vendors["some-where"]
     assert list(read.models.vendors) == ["some-where", "local"]
+    assert (vendor.images, read.models.vendors["local"].images) == (("mistral-m*",), ())
     assert vendor.prices is not None
     assert vendor.prices.output == 2.5
     assert read.resolve(tmp_path, vendor.api_key_file or "") == tmp_path / "keys/somewhere"
@@ -113,6 +115,10 @@ models:
         (
             "models: {vendors: {a: {base_url: 'http://x', provides: [x], api_key_env: A, api_key_file: b}}}",
             "has both api_key_env and api_key_file",
+        ),
+        (
+            "models: {vendors: {a: {base_url: 'http://x', provides: [x], images: [x], api: completions}}}",
+            "has images and api: completions, which takes text alone",
         ),
     ],
 )

@@ -15,6 +15,7 @@ from nodes.client import Client
 from nodes.control import Control
 from nodes.errors import NodeError, NotRunning
 from nodes.models.scripted import Scripted
+from nodes.picture import Picture
 from protocol.keys import Signer
 from protocol.request import encode_request
 
@@ -39,6 +40,20 @@ async def served(world: World) -> AsyncIterator[Client]:
 
 def client(world: World, signer: Signer = CLIENT) -> Client:
     return Client(world.broker.connect(), MESH_ID, signer, TRUST, lambda: NOW)
+
+
+async def test_pictures_are_said_with_the_act_and_checked_first(world: World) -> None:
+    cat = Picture("ab" * 32, "image/png", 12, "cat.png")
+    async with served(world) as one:
+        said = await one.say("yappings", "psst", media=[cat])
+        assert said["media"] == [{"sha256": "ab" * 32, "mime": "image/png", "bytes": 12, "name": "cat.png"}]
+        assert (await one.history("yappings"))[0]["media"] == said["media"]
+        assert "media" not in await one.say("yappings", "psst")
+        for wrong in (Picture("../x", "image/png", 12), Picture("ab" * 32, "text/html", 12)):
+            with pytest.raises(NodeError, match=r"media\[0\]"):
+                await one.say("yappings", "psst", media=[wrong])
+        with pytest.raises(NodeError, match="length <= 8"):
+            await one.say("yappings", "psst", media=[cat] * 9)
 
 
 async def test_the_owner_speaks_listens_and_looks_back(world: World) -> None:

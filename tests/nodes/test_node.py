@@ -10,7 +10,7 @@ from harness import World, quiet, write_em
 from structlog.testing import capture_logs
 
 from mesh.bus.memory import MemoryBroker
-from mesh.ledger import recent
+from mesh.entries import recent
 from nodes.models.scripted import Scripted
 from nodes.node import Node
 

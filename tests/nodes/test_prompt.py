@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from nodes.chatlog import Line, Scene, Voice, normal
 from nodes.chatlog import parse as parse_log
 from nodes.em import Em, EmSettings
-from nodes.prompt import CUT, Style, build, parse, stops, tokens, window
+from nodes.models.base import PICTURE_TOKENS
+from nodes.picture import Picture
+from nodes.prompt import CUT, MAX_PICTURES, Prompt, Style, build, parse, stops, tokens, window
 
 LOG = (
     "<mara> who are you?\n<aporia> The side that publishes the minutes.\n"
@@ -172,3 +174,78 @@ def test_what_comes_to_mind_stands_next_to_the_end_for_chat_models_too() -> None
     turns = build(APORIA, "chat", len(SAID), SAID, memory).turns
     assert "drawer" not in turns[0].text
     assert turns[-1].text.index("drawer") < turns[-1].text.index("tasks?")
+
+
+def pictured(number: int, author: str = "mara", text: str = "see", count: int = 1) -> Line:
+    """A line with pictures of its own."""
+    made = (Picture(f"{number * 100 + one:064x}", "image/png", 9, f"{number}-{one}.png") for one in range(count))
+    return Line(author, text, f"act:{number}", tuple(made))
+
+
+def shown(prompt: Prompt) -> list[str]:
+    return [picture.name for turn in prompt.turns for span in turn.spans for picture in span.pictures]
+
+
+def test_a_model_that_sees_is_given_the_newest_pictures_behind_the_words_that_name_them() -> None:
+    lines = [pictured(number) for number in range(6)]
+    prompt = build(APORIA, "chat", 6, lines, (), sees=True)
+    assert shown(prompt) == ["2-0.png", "3-0.png", "4-0.png", "5-0.png"]
+    assert MAX_PICTURES == 4
+    last = prompt.turns[-1].spans[-1]
+    assert (last.text, last.source, last.pictures) == ("<mara> see [image: 5-0.png]\n", "act:5", lines[5].pictures)
+    assert "[image: 0-0.png]" in prompt.turns[-1].text
+    assert tokens(prompt.turns) > 4 * PICTURE_TOKENS
+
+
+@pytest.mark.parametrize(("style", "sees"), [("chat", False), ("completions", True), ("echo", True)])
+def test_a_model_that_does_not_see_is_told_the_name_alone(style: Style, sees: bool) -> None:
+    prompt = build(APORIA, style, 1, [pictured(1)], (), sees=sees)
+    assert shown(prompt) == []
+    assert "<mara> see [image: 1-0.png]" in prompt.turns[-1].text
+    assert tokens(prompt.turns) < PICTURE_TOKENS
+
+
+def test_several_pictures_of_one_line_and_none_of_the_ems_own() -> None:
+    lines = [pictured(1), pictured(2, author="aporia"), pictured(3, count=6)]
+    assert shown(build(APORIA, "chat", 3, lines, (), sees=True)) == [f"3-{one}.png" for one in range(4)]
+    assert shown(build(APORIA, "chat", 2, lines[:2], (), sees=True)) == ["1-0.png"]
+
+
+def test_a_small_window_shows_fewer_pictures_and_never_less_of_what_is_said_last() -> None:
+    lines = [pictured(number) for number in range(6)]
+    for limit, count in ((1_000, 0), (2_500, 1), (4_000, 2), (7_500, 4)):
+        em = em_of({"prompt_max_tokens": limit, "max_tokens": 200}, [], [])
+        prompt = build(em, "chat", 6, lines, (), sees=True)
+        assert (len(shown(prompt)), len(prompt.recent)) == (count, 6)
+    long = [*lines, pictured(6, text="why " * 9_000)]
+    prompt = build(em_of({}, [], []), "chat", 7, long, (), sees=True)
+    assert shown(prompt) == ["6-0.png"]
+    assert prompt.recent[-1].text.endswith(CUT)
+
+
+def test_pictures_of_long_ago_take_no_room_from_the_conversation() -> None:
+    old = [pictured(number) for number in range(6)]
+    talk = [Line("mara", f"{number:03} {'word ' * 120}", f"act:{100 + number}") for number in range(60)]
+    em = em_of({"recency_window": 200}, [], [])
+    with_them = build(em, "chat", 66, [*old, *talk], (), sees=True)
+    assert shown(with_them) == []
+    assert with_them.recent == build(em, "chat", 66, [*old, *talk], ()).recent
+
+
+PICTURED = st.lists(
+    st.tuples(NAMES, st.text(max_size=60), st.integers(0, 100), st.integers(0, 3)).map(
+        lambda made: pictured(made[2], made[0], made[1] * made[2] or "-", made[3])
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+@settings(deadline=None)
+@given(STYLES, PICTURED, st.integers(256, 12_000), st.booleans())
+def test_pictures_keep_to_the_budget_whatever_is_shown(style: Style, lines: list[Line], limit: int, sees: bool) -> None:
+    em = em_of({"prompt_max_tokens": limit, "max_tokens": 200}, [], [])
+    prompt = build(em, style, len(lines), lines, (), sees=sees)
+    assert tokens(prompt.turns) + prompt.max_tokens <= limit
+    assert len(shown(prompt)) <= (MAX_PICTURES if sees and style == "chat" else 0)
+    assert prompt.recent[-1].source == lines[-1].source

@@ -8,8 +8,8 @@ import pytest
 from harness import NODE, NOW, World, quiet, root, until, write_em
 
 from mesh.bus.memory import MemoryBroker, MemoryBus
+from mesh.entries import find, recent
 from mesh.errors import BusUnavailable
-from mesh.ledger import find, recent
 from nodes.config import MeshConfig
 from nodes.errors import ModelRefused, ModelUnavailable
 from nodes.models.base import Request, Usage

@@ -7,7 +7,7 @@ from harness import MESH_ID, NODE, root
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.ledger import Entry
+from mesh.entries import Entry
 from nodes.chatlog import Voice
 from nodes.em import Em, EmSettings
 from nodes.pattern import compile_pattern

@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.bus.base import Bus
 from mesh.bus.memory import MemoryBroker
 from mesh.store import MESH_SCHEMA, Store
 from mesh.trust import Trust
 from nodes.config import MeshConfig
+from nodes.matrix.tables import BRIDGE_SCHEMA
 from nodes.models.base import Model
 from nodes.node import Ground, Identity, Node
 from nodes.prompt import Style
@@ -27,7 +29,7 @@ MESH = Signer(b"m" * 32, KeyKind.MESH)
 NODE = Signer(b"n" * 32, KeyKind.NODE)
 CLIENT = Signer(b"c" * 32, KeyKind.NODE)
 OTHER = Signer(b"o" * 32, KeyKind.NODE)
-SCHEMAS = {"mesh": MESH_SCHEMA, "turns": TURNS_SCHEMA}
+SCHEMAS = {"mesh": MESH_SCHEMA, "turns": TURNS_SCHEMA, "matrix": MATRIX_SCHEMA, "rooms": BRIDGE_SCHEMA}
 MESH_ID = MeshId(MESH.public)
 BUDGET = Budget(6, 16, 50_000, NOW + 600_000)
 
@@ -70,11 +72,21 @@ class World:
         self.clock: Callable[[], int] = lambda: NOW
 
     @asynccontextmanager
-    async def node(self, model: Model, style: Style = "chat", bus: Bus | None = None) -> AsyncIterator[Node]:
-        """A node that runs within the block and is cut off at its end, as a crash would."""
+    async def node(
+        self,
+        model: Model,
+        style: Style = "chat",
+        bus: Bus | None = None,
+        prepare: Callable[[Node], None] = lambda _node: None,
+    ) -> AsyncIterator[Node]:
+        """A node that runs within the block and is cut off at its end, as a crash would.
+
+        `prepare` is called before it runs: to give it a companion.
+        """
         store = Store(self.path / "node.db", SCHEMAS)
         ground = Ground(bus or self.broker.connect(), store, Models(model, lambda _: style, "scripted"), self.clock)
         node = Node(self.config, self.ems, Identity(NODE, certificate(NODE), TRUST, NodeId(CLIENT.public)), ground)
+        prepare(node)
         async with asyncio.TaskGroup() as group:
             task = group.create_task(node.run())
             await node.ready.wait()

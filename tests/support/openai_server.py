@@ -177,6 +177,8 @@ def _whole(answer: Answer, *, chat: bool) -> dict[str, Any]:
 def _echo(body: Mapping[str, Any]) -> list[str]:
     """The last line of the prompt that is not blank, word by word."""
     prompt = body.get("prompt") or body["messages"][-1]["content"]
+    if isinstance(prompt, list):
+        prompt = "".join(part.get("text", "") for part in prompt)
     lines = [line for line in str(prompt).splitlines() if line.strip()] or ["(nothing)"]
     words = lines[-1].split(" ")
     return [word + (" " if more else "") for word, more in itertools.zip_longest(words, words[1:])]

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn, cast
 import structlog
 
 from mesh.bridges.matrix.api import TIMEOUT_S, Access, Api
-from mesh.bridges.matrix.common import CLIENT, Speaking
+from mesh.bridges.matrix.common import CLIENT, Own, Speaking
 from mesh.bridges.matrix.content import prefixed
 from mesh.bridges.matrix.errors import MatrixFull, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbound, parse_event
@@ -94,11 +94,13 @@ def _session(homeserver: str, answer: Mapping[str, Any], token: object) -> Sessi
 
 
 class Account(Speaking):
-    """A MatrixPort through an ordinary account."""
+    """A MatrixPort through an ordinary account; with `own`, of one speaker beside another port: see `Several`."""
 
-    def __init__(self, session: Session, store: Store, clock: Clock, on_done: Done | None = None) -> None:
+    def __init__(
+        self, session: Session, store: Store, clock: Clock, on_done: Done | None = None, *, own: Own | None = None
+    ) -> None:
         api = Api(Access(session.homeserver, session.token))
-        super().__init__(api, store, clock, Caps("account", separate_identities=False), on_done)
+        super().__init__(api, store, clock, Caps("account", separate_identities=own is not None), on_done, own=own)
         self._me = session.user_id
         self.ready = asyncio.Event()
 
@@ -107,7 +109,8 @@ class Account(Speaking):
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._listen(), name="matrix sync")
-                group.create_task(self.outbox.run(), name="matrix outbox")
+                if not self.own:  # else the port beside it sends for both
+                    group.create_task(self.outbox.run(), name="matrix outbox")
         finally:
             self.ready.clear()
             await self._api.close()
@@ -116,15 +119,24 @@ class Account(Speaking):
         """The account."""
         return self._me
 
+    def owns(self, user_id: str) -> bool:
+        """Whether a user is the account."""
+        return user_id == self._me
+
     async def _acting(self, speaker: str) -> None:  # noqa: ARG002 - the token says who we are
         return None
 
-    async def ensure(self, speaker: Speaker) -> str:  # noqa: ARG002 - names travel with each message
-        """Nothing to do: returns the account's user id."""
+    async def ensure(self, speaker: Speaker) -> str:
+        """Returns the account's user id. A shared account's names travel with each message."""
+        if self.own:
+            try:
+                await self._show(speaker, self._me, None)
+            except MatrixRefused as error:  # some homeservers let nobody change their name
+                log.warning("an account's name or picture cannot be set", user=self._me, code=error.code)
         return self._me
 
     def _dress(self, speaker: Speaker, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        return prefixed(content, speaker.key, speaker.name, speaker.avatar)
+        return content if self.own else prefixed(content, speaker.key, speaker.name, speaker.avatar)
 
     async def _listen(self) -> NoReturn:
         """Sync for ever."""
@@ -179,7 +191,8 @@ class Account(Speaking):
         for room, part in _rooms(answer, "invite"):
             for raw in _events(part, "invite_state"):
                 if raw.get("type") == MEMBER and raw.get("state_key") == self._me:
-                    made_up = hashlib.blake2b(f"{room} {since}".encode("utf-8", "replace"), digest_size=16).hexdigest()
+                    whole = f"{self._me} {room} {since}".encode("utf-8", "replace")
+                    made_up = hashlib.blake2b(whole, digest_size=16).hexdigest()
                     event = parse_event({"event_id": f"invite:{made_up}"} | raw | {"room_id": room}, "account")
                     if event:
                         yield event

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 TIMEOUT_S: Final = 30.0  # of a request; a sync waits its own time on top
 UPLOAD_TIMEOUT_S: Final = 120.0
+DOWNLOAD_TIMEOUT_S: Final = 60.0
+MOVED: Final = frozenset({301, 302, 307, 308})
+MAX_MOVES: Final = 2  # requests for a file: the homeserver, and where it sends us on to
 CONNECT_S: Final = 10.0
 MAX_ANSWER: Final = 64 * 1024 * 1024  # bytes; a first sync of many rooms is long, and nothing honest is longer
 OK: Final = 200
@@ -84,6 +87,33 @@ class Api:
         except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError) as error:
             raise MatrixUnavailable(f"the homeserver did not answer: {type(error).__name__}") from error
 
+    async def fetch(
+        self, path: Sequence[str], limit: int, *, acting: As | None = None, timeout_s: float = DOWNLOAD_TIMEOUT_S
+    ) -> tuple[bytes, str]:
+        """Get a file of at most `limit` bytes below `/_matrix/`; returns it with the type that the homeserver says.
+
+        A homeserver may send us on to where its files lie; our token does not go there. Raises as `call` does, and
+        MatrixRefused with code TOO_LARGE when the file is longer: no more of it than that is read.
+        """
+        import aiohttp
+
+        url: Any = self._url(path, {}, acting)
+        limits = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
+        headers = {"Authorization": f"Bearer {self._access.token}"}
+        try:
+            for _ in range(MAX_MOVES):
+                get = self._opened().get(url, headers=headers, timeout=limits, allow_redirects=False)
+                async with get as response:
+                    if response.status == OK:
+                        return _whole(await _read(response, limit), limit), response.content_type
+                    if response.status not in MOVED:
+                        _judged(response.status, await _body(response))
+                        break
+                    url, headers = _moved(url, response.headers.get("Location", "")), {}
+        except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError, ValueError) as error:
+            raise MatrixUnavailable(f"the homeserver did not answer: {type(error).__name__}") from error
+        raise MatrixUnavailable("the homeserver's answer is no file")
+
     def _opened(self) -> "ClientSession":
         import aiohttp
 
@@ -109,13 +139,38 @@ class Api:
             self._session = None
 
 
+def _moved(url: Any, location: str) -> Any:  # noqa: ANN401 - yarl's URLs
+    """Where a homeserver sends us on to: to itself, or safely elsewhere. Raises ValueError for all others."""
+    from yarl import URL
+
+    target = url.join(URL(location))
+    if target.scheme != "https" and target.origin() != url.origin():
+        raise ValueError("no safe address")
+    return target
+
+
+def _whole(data: bytes | None, limit: int) -> bytes:
+    """A file that was not too long. Raises MatrixRefused."""
+    if data is None:
+        raise MatrixRefused(f"the file is longer than {limit} bytes; it is not fetched", "TOO_LARGE", 0)
+    return data
+
+
 async def _body(response: "ClientResponse") -> bytes:
     """All of the answer. Raises MatrixUnavailable when it is longer than anything honest."""
+    body = await _read(response, MAX_ANSWER)
+    if body is None:
+        raise MatrixUnavailable(f"the homeserver's answer is longer than {MAX_ANSWER} bytes")
+    return body
+
+
+async def _read(response: "ClientResponse", limit: int) -> bytes | None:
+    """What an answer holds; None when that is more than `limit` bytes."""
     parts, size = list[bytes](), 0
     async for part in response.content.iter_chunked(64 * 1024):
         size += len(part)
-        if size > MAX_ANSWER:
-            raise MatrixUnavailable(f"the homeserver's answer is longer than {MAX_ANSWER} bytes")
+        if size > limit:
+            return None
         parts.append(part)
     return b"".join(parts)
 

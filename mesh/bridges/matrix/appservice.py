@@ -161,6 +161,10 @@ class AppService(Speaking):
             raise BadContent("a speaker in Matrix has a key of a-z, 0-9, `_`, `.` and `-`, at most 100 characters")
         return f"@{self._localpart(speaker)}:{self._registration.server_name}"
 
+    def owns(self, user_id: str) -> bool:
+        """Whether a user is in the appservice's namespace."""
+        return self._registration.owns(user_id)
+
     def _localpart(self, speaker: str) -> str:
         return f"{self._registration.prefix}{speaker}"
 
@@ -198,18 +202,7 @@ class AppService(Speaking):
     async def ensure(self, speaker: Speaker) -> str:
         """Make the speaker's user exist, and set name and avatar if they changed since we set them last."""
         acting = await self._acting(speaker.key)
-        row = self._store.one("SELECT name, avatar FROM matrix_profiles WHERE user_id = ?", (acting.user_id,))
-        name, avatar = row or (None, "")
-        profile = (*CLIENT, "profile", acting.user_id)
-        if speaker.name != name:
-            await self._api.call("PUT", (*profile, "displayname"), {"displayname": speaker.name}, acting=acting)
-        if speaker.avatar is not None and speaker.avatar != avatar:
-            await self._api.call("PUT", (*profile, "avatar_url"), {"avatar_url": speaker.avatar}, acting=acting)
-            avatar = speaker.avatar
-        with self._store.transaction():
-            self._store.execute(
-                "INSERT OR REPLACE INTO matrix_profiles VALUES (?, ?, ?)", (acting.user_id, speaker.name, avatar)
-            )
+        await self._show(speaker, acting.user_id, acting)
         return acting.user_id
 
     async def ping(self) -> int:

@@ -1,15 +1,17 @@
 """What both ways have in common: speaking. Each adds how it hears and who it is."""
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from mesh.bridges.matrix.api import UPLOAD_TIMEOUT_S, Api, As
+from mesh.bridges.matrix.calls import Calls
 from mesh.bridges.matrix.content import resolve
 from mesh.bridges.matrix.errors import BadContent, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbox
-from mesh.bridges.matrix.outbox import Done, Outbox, Outgoing
+from mesh.bridges.matrix.outbox import PRIMARY, Done, Outbox, Outgoing
 from mesh.bridges.matrix.port import MESSAGE, REDACTION, Caps, Speaker
 from mesh.clock import Clock
 from mesh.store import Store
@@ -20,23 +22,44 @@ CLEAR_MS: Final = 10_000  # how long a room that was not encrypted is believed t
 MAX_UPLOAD: Final = 50 * 1024 * 1024  # bytes: what homeservers usually take
 
 
-class Speaking(ABC):
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What makes an account the own one of a single speaker: its key, and the way that speaks for all others."""
+
+    speaker: str
+    beside: "Speaking"
+
+
+class Speaking(Calls):
     """The half of a MatrixPort that speaks."""
 
-    def __init__(self, api: Api, store: Store, clock: Clock, caps: Caps, on_done: Done | None = None) -> None:
-        self.caps = caps
-        self.inbox = Inbox(store, clock)
-        self.outbox = Outbox(store, clock, self._deliver, on_done)
+    def __init__(  # noqa: PLR0913 - a port has these parts
+        self,
+        api: Api,
+        store: Store,
+        clock: Clock,
+        caps: Caps,
+        on_done: Done | None = None,
+        *,
+        own: "Own | None" = None,
+    ) -> None:
+        self.caps, self.own = caps, own
+        self.inbox = own.beside.inbox if own else Inbox(store, clock)
+        self.outbox = own.beside.outbox if own else Outbox(store, clock, self._deliver, on_done)
         self._api, self._store, self._clock = api, store, clock
         self._clear: dict[str, int] = {}  # rooms that were not encrypted when asked last, and when that was
 
     @abstractmethod
-    def user_id(self, speaker: str) -> str:
-        """The Matrix user that speaks for a speaker's key."""
+    def owns(self, user_id: str) -> bool:
+        """Whether a Matrix user is one of ours."""
 
     @abstractmethod
     async def _acting(self, speaker: str) -> As | None:
         """Whom requests of a speaker are made for, made to exist first if need be."""
+
+    async def way(self, speaker: str | None) -> tuple[Api, As | None]:
+        """Where requests of a speaker go, and whom they are made for."""
+        return self._api, None if speaker is None else await self._acting(speaker)
 
     def _dress(self, _speaker: Speaker, content: Mapping[str, Any]) -> Mapping[str, Any]:
         """A message's content as this way sends it."""
@@ -47,7 +70,7 @@ class Speaking(ABC):
         self.user_id(speaker.key)  # a speaker that cannot be one is refused here, not in the loop
         _check(kind, content)
         whole = self._dress(speaker, content) if kind == MESSAGE else content
-        return self.outbox.put(speaker.key, room, kind, whole, key)
+        return self.outbox.put(speaker.key, room, kind, whole, key, account=self.own.speaker if self.own else PRIMARY)
 
     async def send(self, speaker: Speaker, room: str, kind: str, content: Mapping[str, Any], key: str) -> str:
         """Put one event and wait until it is sent; returns its id.
@@ -61,6 +84,10 @@ class Speaking(ABC):
         if outcome.event_id is None:
             raise MatrixRefused(outcome.reason or "it was given up", "GIVEN_UP", 0)
         return outcome.event_id
+
+    async def deliver(self, row: Outgoing) -> str:
+        """One attempt to send a row of this account; returns the event's id. For the outbox."""
+        return await self._deliver(row)
 
     async def _deliver(self, row: Outgoing) -> str:
         """One attempt. Never plaintext into an encrypted room; a redaction carries none."""
@@ -108,10 +135,26 @@ class Speaking(ABC):
         self.inbox.note_encrypted([room])
         return True
 
-    async def join(self, speaker: str, room: str) -> str:
-        """Join a room by id or alias; returns its id."""
-        acting = await self._acting(speaker)
-        answer = await self._api.call("POST", (*CLIENT, "join", room), {}, acting=acting, timeout_s=JOIN_TIMEOUT_S)
+    async def _show(self, speaker: Speaker, user_id: str, acting: As | None) -> None:
+        """Set a user's name and avatar, if they changed since we set them last."""
+        row = self._store.one("SELECT name, avatar FROM matrix_profiles WHERE user_id = ?", (user_id,))
+        name, avatar = row or (None, "")
+        profile = (*CLIENT, "profile", user_id)
+        if speaker.name != name:
+            await self._api.call("PUT", (*profile, "displayname"), {"displayname": speaker.name}, acting=acting)
+        if speaker.avatar is not None and speaker.avatar != avatar:
+            await self._api.call("PUT", (*profile, "avatar_url"), {"avatar_url": speaker.avatar}, acting=acting)
+            avatar = speaker.avatar
+        with self._store.transaction():
+            self._store.execute(
+                "INSERT OR REPLACE INTO matrix_profiles VALUES (?, ?, ?)", (user_id, speaker.name, avatar)
+            )
+
+    async def join(self, speaker: str, room: str, via: str | None = None) -> str:
+        """Join a room by id or alias; returns its id. `via` is a server that knows it, for rooms of other servers."""
+        acting, path = await self._acting(speaker), (*CLIENT, "join", room)
+        query = {"via": via, "server_name": via} if via else {}  # the second is the first's older name
+        answer = await self._api.call("POST", path, {}, query=query, acting=acting, timeout_s=JOIN_TIMEOUT_S)
         return _text(answer, "room_id")
 
     async def leave(self, speaker: str, room: str) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MARK: Final = "org.ampmesh.act"
 MARK_VERSION: Final = 1
+BOUNCE: Final = "m.bounce_limit"  # MSC4295: how many more answers by machines a message may have
 MAX_BODY: Final = 60_000  # characters of a message; the homeserver takes 64 KiB an event, its own fields included
 MAX_CONTENT: Final = 61_000  # bytes of a content: leaves 4.5 KiB for signatures, hashes and the speaker's name
 MAX_HTML_TEXT: Final = 10_000  # characters that are rendered: body and HTML share an event, and rendering takes time
@@ -33,16 +34,21 @@ PROFILE: Final = "com.beeper.per_message_profile"  # MSC4144 while it is unstabl
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What tells that a message is an act of a mesh: ids, how many hops it has gone, which node says so. Not proof."""
+    """What tells that a message is an act of a mesh: ids, how many hops it has gone, which node says so. Not proof.
+
+    `writing`: these are words so far, and an edit will bring the whole.
+    """
 
     act: bytes
     root: bytes
     hops: int
     node: str
+    writing: bool = False
 
     def value(self) -> dict[str, Any]:
         """As it stands in an event."""
-        return {"v": MARK_VERSION, "act": self.act.hex(), "root": self.root.hex(), "hops": self.hops, "node": self.node}
+        told = {"v": MARK_VERSION, "act": self.act.hex(), "root": self.root.hex(), "hops": self.hops, "node": self.node}
+        return told | ({"writing": True} if self.writing else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +76,13 @@ def message(
     relation: Relation = NOWHERE,
     mentions: Sequence[str] = (),
     mark: Mark | None = None,
+    bounce: int | None = None,
     notice: bool = False,
 ) -> dict[str, Any]:
     """A message: Markdown as written, and as HTML when it is short enough. What is too long is cut, and says so.
 
     `m.mentions` is always there, so that a name in the text pings nobody by accident. `notice` is for what no bot
-    should answer.
+    should answer; `bounce` tells how often bots may still answer one another.
     """
     content: dict[str, Any] = {
         "msgtype": "m.notice" if notice else "m.text",
@@ -86,6 +93,8 @@ def message(
         content["m.relates_to"] = related
     if mark:
         content[MARK] = mark.value()
+    if bounce is not None:
+        content[BOUNCE] = bounce
     content["body"] = fit(clean(text), MAX_CONTENT - size(content))
     rich = render(content["body"])
     if rich:
@@ -103,9 +112,8 @@ def edit(event_id: str, new: Mapping[str, Any]) -> dict[str, Any]:
         "m.mentions": {},  # who was mentioned was pinged already
         "m.relates_to": {"rel_type": "m.replace", "event_id": event_id},
     }
-    if MARK in new:
-        outer[MARK] = new[MARK]
-    inner = {key: value for key, value in new.items() if key not in {"m.relates_to", MARK}}
+    outer |= {key: new[key] for key in (MARK, BOUNCE) if key in new}
+    inner = {key: value for key, value in new.items() if key not in {"m.relates_to", MARK, BOUNCE}}
     room = MAX_CONTENT - size(outer | {"m.new_content": {}})
     if size(inner) > room:
         inner = {key: value for key, value in inner.items() if key not in {"format", "formatted_body"}}

@@ -1,14 +1,15 @@
 """The inbox: every event once, whatever way and however often it comes, until it is handled.
 
 Keyed by event id: homeservers repeat events, restart their transaction ids at 1, and serve gaps twice. What is read is
-marked by the consumer, in the consumer's own transaction if it likes; a crash before that repeats the event.
+marked by the consumer, in the consumer's own transaction if it likes; a crash before that repeats the event. An event
+that came sealed (encrypted, and nobody had the key) comes a second time when somebody brings it opened.
 """
 
 import asyncio
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Self, TypeGuard, cast
 
 import structlog
@@ -28,12 +29,15 @@ MAX_EVENT: Final = 512 * 1024  # characters of an event's content: 64 KiB by spe
 
 MATRIX_INBOX: Final = """
     CREATE TABLE matrix_inbox (
-        n INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, way TEXT NOT NULL, event TEXT, handled_ms INTEGER
+        n INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, way TEXT NOT NULL, event TEXT, handled_ms INTEGER,
+        sealed INTEGER NOT NULL
     );
     CREATE INDEX matrix_new ON matrix_inbox (n) WHERE handled_ms IS NULL;
     CREATE TABLE matrix_cursors (account TEXT PRIMARY KEY, token TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE matrix_encrypted (room TEXT PRIMARY KEY) WITHOUT ROWID;
 """
+
+SEALED: Final = "m.room.encrypted"  # the kind of an event that nobody opened yet
 
 Way = Literal["appservice", "account"]
 
@@ -44,7 +48,8 @@ log = structlog.get_logger(__name__)
 class Inbound:
     """An event as it came. `content` is any JSON object: read it with `reading`. `at_ms` is the sender's claim.
 
-    `state_key` is None for what is no state; `redacts` is the event that a redaction takes back.
+    `state_key` is None for what is no state; `redacts` is the event that a redaction takes back; `previous` is the
+    content that a state had before, None when the homeserver did not say.
     """
 
     event_id: str
@@ -56,6 +61,7 @@ class Inbound:
     way: Way
     state_key: str | None = None
     redacts: str | None = None
+    previous: Mapping[str, Any] | None = None
 
 
 class Inbox:
@@ -67,6 +73,11 @@ class Inbox:
         self._place = 0  # up to where this run has read
         self._arrived = asyncio.Event()
         self._marked = 0
+        self._ours: Callable[[str], bool] = lambda _user: False
+
+    def leave_out(self, ours: Callable[[str], bool]) -> None:
+        """Never take what users say of whom `ours` is true: several accounts of one node hear one another."""
+        self._ours = ours
 
     def take(self, events: Iterable[Inbound], cursor: tuple[str, str] | None = None) -> int:
         """Keep what is new, and with it an account's place `(account, token)`; returns how many were new.
@@ -86,11 +97,17 @@ class Inbox:
     def _insert(self, event: Inbound) -> bool:
         if event.kind == "m.room.encryption" and event.state_key == "":
             self._store.execute("INSERT OR IGNORE INTO matrix_encrypted VALUES (?)", (event.room,))
-        row = (event.event_id, event.way, _dump(event))
-        return (
-            self._store.insert("INSERT OR IGNORE INTO matrix_inbox (event_id, way, event) VALUES (?, ?, ?)", row)
-            is not None
-        )
+        if self._ours(event.sender):
+            return False
+        sealed, text = event.kind == SEALED, _dump(event)
+        if not sealed and self._store.execute(
+            "UPDATE matrix_inbox SET n = (SELECT max(n) + 1 FROM matrix_inbox), way = ?, event = ?, handled_ms = NULL, "
+            "sealed = 0 WHERE event_id = ? AND sealed = 1",
+            (event.way, text, event.event_id),
+        ):
+            return True
+        sql = "INSERT OR IGNORE INTO matrix_inbox (event_id, way, event, sealed) VALUES (?, ?, ?, ?)"
+        return self._store.insert(sql, (event.event_id, event.way, text, sealed)) is not None
 
     def cursor(self, account: str) -> str | None:
         """Where an account's sync goes on; None before the first."""
@@ -114,8 +131,9 @@ class Inbox:
     def mark(self, event: Inbound) -> None:
         """Note an event as handled, and forget what it said. Call it within a transaction, once an event."""
         changed = self._store.execute(
-            "UPDATE matrix_inbox SET handled_ms = ?, event = NULL WHERE event_id = ? AND handled_ms IS NULL",
-            (self._clock(), event.event_id),
+            "UPDATE matrix_inbox SET handled_ms = ?, event = NULL "
+            "WHERE event_id = ? AND sealed = ? AND handled_ms IS NULL",
+            (self._clock(), event.event_id, event.kind == SEALED),
         )
         self._marked += changed
         if self._marked >= PRUNE_EVERY:
@@ -129,6 +147,11 @@ class Inbox:
         """`mark` in a transaction of its own."""
         with self._store.transaction():
             self.mark(event)
+
+    def rewind(self) -> None:
+        """Read again what was read and not handled: for a consumer that begins anew."""
+        self._place = 0
+        self._page.clear()
 
     def waiting(self) -> int:
         """How many events are not handled yet."""
@@ -174,11 +197,23 @@ def parse_event(raw: object, way: Way, room: str | None = None) -> Inbound | Non
     at_ms = at if type(at) is int and 0 <= at < MAX_AGE_MS else 0
     inside = cast("dict[str, Any]", content)
     redacts = inside.get("redacts", event.get("redacts")) if kind == "m.room.redaction" else None
-    found = Inbound(identity, place, sender, kind, inside, at_ms, way, state, redacts if _is_id(redacts) else None)
+    before = _previous(event) if state is not None else None
+    found = Inbound(
+        identity, place, sender, kind, inside, at_ms, way, state, redacts if _is_id(redacts) else None, before
+    )
     try:
+        if len(_dump(found)) > MAX_EVENT and before:
+            found = replace(found, previous=None)
         return found if len(_dump(found)) <= MAX_EVENT else None
     except RecursionError:
         return None  # nested deeper than any message
+
+
+def _previous(event: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a state was before, as the homeserver says beside the event."""
+    unsigned = event.get("unsigned")
+    before = cast("dict[str, Any]", unsigned).get("prev_content") if isinstance(unsigned, dict) else None
+    return cast("dict[str, Any]", before) if isinstance(before, dict) else None
 
 
 def _is_id(value: object) -> TypeGuard[str]:
@@ -205,10 +240,11 @@ def _dump(event: Inbound) -> str:
         event.at_ms,
         event.state_key,
         event.redacts,
+        event.previous,
     )
     return json.dumps(fields, separators=(",", ":"))
 
 
 def _load(text: str, way: Way) -> Inbound:
-    identity, room, sender, kind, content, at_ms, state_key, redacts = json.loads(text)
-    return Inbound(identity, room, sender, kind, content, at_ms, way, state_key, redacts)
+    identity, room, sender, kind, content, at_ms, state_key, redacts, previous = json.loads(text)
+    return Inbound(identity, room, sender, kind, content, at_ms, way, state_key, redacts, previous)

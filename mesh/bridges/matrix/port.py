@@ -70,6 +70,10 @@ class MatrixPort(Protocol):
         """The Matrix user that speaks for a speaker's key."""
         ...
 
+    def owns(self, user_id: str) -> bool:
+        """Whether a Matrix user is one of ours, whose events are never heard."""
+        ...
+
     def put(self, speaker: Speaker, room: str, kind: str, content: Mapping[str, Any], key: str) -> bool:
         """Keep one event for sending, within the caller's transaction; call `outbox.wake()` after the commit.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from mesh.bridges.matrix.content import ACT_BYTES, MARK, MARK_VERSION, MAX_BODY, Mark, clean, fit
+from mesh.bridges.matrix.content import ACT_BYTES, BOUNCE, MARK, MARK_VERSION, MAX_BODY, Mark, clean, fit
 from mesh.bridges.matrix.port import MESSAGE, REACTION
 
 MAX_HTML: Final = 65_536  # characters of HTML that are read; an event is not longer
@@ -43,6 +43,7 @@ class Heard:
 
     `edits` is the event that this one replaces, and the rest is then the new content. `reacts_to` is the event that
     `text` is a reaction to. `notice`: a machine said it, and nobody should answer. `mark` is a claim, not a proof.
+    `bounce`: how often machines may still answer (MSC4295); a person's message has none.
     """
 
     text: str
@@ -56,6 +57,7 @@ class Heard:
     mentions_room: bool = False
     media: Media | None = None
     mark: Mark | None = None
+    bounce: int | None = None
 
 
 def read(kind: str, content: Mapping[str, Any]) -> Heard | None:
@@ -86,6 +88,7 @@ def read(kind: str, content: Mapping[str, Any]) -> Heard | None:
         mentions_room=mentions.get("room") is True,
         media=_media(said),
         mark=read_mark(content.get(MARK)),
+        bounce=_bounce(content.get(BOUNCE)),
     )
 
 
@@ -99,7 +102,15 @@ def read_mark(value: object) -> Mark | None:
         return None
     if not isinstance(node, str) or len(node) > MAX_NODE or not node.isprintable():
         return None
-    return Mark(bytes.fromhex(cast("str", act)), bytes.fromhex(cast("str", root)), hops, node)
+    writing = found.get("writing") is True
+    return Mark(bytes.fromhex(cast("str", act)), bytes.fromhex(cast("str", root)), hops, node, writing)
+
+
+def _bounce(value: object) -> int | None:
+    """A bounce limit; what is none stops the ball."""
+    if value is None:
+        return None
+    return min(value, MAX_HOPS) if type(value) is int and value > 0 else 0
 
 
 def _is_hex(value: object) -> bool:

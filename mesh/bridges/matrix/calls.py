@@ -1,0 +1,182 @@
+"""What can be asked of a homeserver beside speaking: files, the state of rooms, who is there, new rooms.
+
+Thin wrappers, made as the user of a speaker. They raise MatrixUnavailable, MatrixRefused or MatrixLoggedOut, and are
+not repeated by themselves.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from mesh.bridges.matrix.api import Api, As
+from mesh.bridges.matrix.errors import BadContent, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.outbox import encode
+from mesh.bridges.matrix.port import ENCRYPTION
+from mesh.bridges.matrix.reading import MXC
+from mesh.bridges.matrix.rooms import CREATE, MAX_NAME, POWERS, Powers, is_room, read_powers
+from mesh.words import plain
+
+CLIENT: Final = ("client", "v3")
+CREATE_TIMEOUT_S: Final = 120.0  # invitations go out before the answer comes
+MAX_MEMBERS: Final = 10_000  # users of a room that are told; more are no room to talk in
+MAX_ROOMS: Final = 10_000  # rooms of a user that are told
+MAX_MIME: Final = 100  # characters of a file's type
+SPACE_CHILD: Final = "m.space.child"
+MEGOLM: Final = {"algorithm": "m.megolm.v1.aes-sha2"}
+NOWHERE: Final = frozenset({"M_UNRECOGNIZED", "M_NOT_FOUND"})  # said of media where only the old address is known
+KEEPERS: Final = 100  # the power that listing a room in a space needs
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How a user is shown: a clean line, and an `mxc://` address or None."""
+
+    name: str
+    avatar: str | None
+
+
+class Calls(ABC):
+    """The part of a MatrixPort that asks."""
+
+    @abstractmethod
+    def user_id(self, speaker: str) -> str:
+        """The Matrix user that speaks for a speaker's key."""
+
+    @abstractmethod
+    async def way(self, speaker: str | None) -> tuple[Api, As | None]:
+        """Where requests of a speaker go and whom they are made for; None: any that we may make them for."""
+
+    async def _ask(
+        self,
+        speaker: str | None,
+        method: str,
+        *path: str,
+        body: Mapping[str, Any] | None = None,
+        timeout_s: float = 30.0,
+    ) -> dict[str, Any]:
+        api, acting = await self.way(speaker)
+        return await api.call(method, (*CLIENT, *path), body, acting=acting, timeout_s=timeout_s)
+
+    async def download(self, mxc: str, limit: int) -> tuple[bytes, str]:
+        """A file by its `mxc://` address, of at most `limit` bytes, and the type that is claimed for it.
+
+        Raises BadContent when the address is none; MatrixRefused, with code TOO_LARGE when it is longer.
+        """
+        server, _, name = mxc.removeprefix("mxc://").partition("/")
+        if not MXC.fullmatch(mxc) or not (server.strip(".") and name.strip(".")):
+            raise BadContent("a file in Matrix has an address like mxc://example.org/abc")
+        api, acting = await self.way(None)
+        try:
+            data, mime = await api.fetch(("client", "v1", "media", "download", server, name), limit, acting=acting)
+        except MatrixRefused as error:
+            if error.code not in NOWHERE:
+                raise
+            data, mime = await api.fetch(("media", "v3", "download", server, name), limit, acting=acting)
+        return data, plain(mime, MAX_MIME)
+
+    async def state(self, speaker: str, room: str, kind: str, key: str = "") -> dict[str, Any] | None:
+        """The content of a state of a room; None when there is none."""
+        return await self._found(speaker, "rooms", room, "state", kind, key)
+
+    async def set_state(self, speaker: str, room: str, kind: str, content: Mapping[str, Any], key: str = "") -> str:
+        """Set a state of a room, at once; returns the event's id. Raises BadContent for what is no content."""
+        encode(content)
+        return _text(await self._ask(speaker, "PUT", "rooms", room, "state", kind, key, body=content), "event_id")
+
+    async def powers(self, speaker: str, room: str) -> Powers:
+        """Who may do what in a room."""
+        levels = await self.state(speaker, room, POWERS)
+        api, acting = await self.way(speaker)
+        path = (*CLIENT, "rooms", room, "state", CREATE, "")
+        create = await api.call("GET", path, query={"format": "event"}, acting=acting)
+        return read_powers(levels, create)
+
+    async def members(self, speaker: str, room: str) -> list[str]:
+        """The users that are in a room, sorted; the first MAX_MEMBERS of more."""
+        joined = (await self._ask(speaker, "GET", "rooms", room, "joined_members")).get("joined")
+        return sorted(cast("dict[str, Any]", joined))[:MAX_MEMBERS] if isinstance(joined, dict) else []
+
+    async def joined(self, speaker: str) -> list[str]:
+        """The rooms that a speaker's user is in, at most MAX_ROOMS."""
+        rooms = (await self._ask(speaker, "GET", "joined_rooms")).get("joined_rooms")
+        return (
+            [room for room in cast("list[object]", rooms) if is_room(room)][:MAX_ROOMS]
+            if isinstance(rooms, list)
+            else []
+        )
+
+    async def create_room(  # noqa: PLR0913 - a room has these parts
+        self,
+        speaker: str,
+        name: str,
+        *,
+        invite: Sequence[str] = (),
+        public: bool = False,
+        alias: str | None = None,
+        topic: str = "",
+        space: bool = False,
+        encrypted: bool = False,
+    ) -> str:
+        """Make a room, with the speaker in it; returns its id.
+
+        `alias` is the local part of its address; `public` lets everybody join and lists it; in a `space` only its
+        keepers list rooms. Raises MatrixRefused with code M_ROOM_IN_USE when the alias is taken.
+        """
+        body: dict[str, Any] = {
+            "name": plain(name, MAX_NAME),
+            "preset": "public_chat" if public else "private_chat",
+            "visibility": "public" if public else "private",
+            "invite": list(invite),
+        }
+        body |= {"room_alias_name": alias} if alias else {}
+        body |= {"topic": topic} if topic else {}
+        if space:
+            body["creation_content"] = {"type": "m.space"}
+            body["power_level_content_override"] = {"events_default": KEEPERS}
+        if encrypted:
+            body["initial_state"] = [{"type": ENCRYPTION, "state_key": "", "content": MEGOLM}]
+        answer = await self._ask(speaker, "POST", "createRoom", body=body, timeout_s=CREATE_TIMEOUT_S)
+        return _text(answer, "room_id")
+
+    async def space_child(  # noqa: PLR0913 - a listing has these parts
+        self, speaker: str, space: str, room: str, *, via: Sequence[str] = (), order: str = "", listed: bool = True
+    ) -> str:
+        """List a room in a space, or list it no more; returns the event's id.
+
+        `via` are servers that know the room, our user's own by default; rooms are shown by `order`, then by age.
+        """
+        servers = list(via) or [self.user_id(speaker).partition(":")[2]]
+        content: dict[str, Any] = {"via": servers} | ({"order": order} if order else {})
+        return await self.set_state(speaker, space, SPACE_CHILD, content if listed else {}, room)
+
+    async def resolve(self, alias: str) -> str | None:
+        """The id of the room that an alias leads to; None when it leads nowhere."""
+        room = (await self._found(None, "directory", "room", alias) or {}).get("room_id")
+        return room if is_room(room) else None
+
+    async def profile(self, user: str) -> Profile | None:
+        """How a user is shown; None when there is no such user."""
+        found = await self._found(None, "profile", user)
+        if found is None:
+            return None
+        name, avatar = found.get("displayname"), found.get("avatar_url")
+        shown = isinstance(avatar, str) and MXC.fullmatch(avatar)
+        return Profile(plain(name, MAX_NAME) if isinstance(name, str) else "", avatar if shown else None)
+
+    async def _found(self, speaker: str | None, *path: str) -> dict[str, Any] | None:
+        """An answer to GET; None when there is nothing."""
+        try:
+            return await self._ask(speaker, "GET", *path)
+        except MatrixRefused as error:
+            if error.code != "M_NOT_FOUND":
+                raise
+            return None
+
+
+def _text(answer: Mapping[str, Any], name: str) -> str:
+    """A text in an answer. Raises MatrixUnavailable when it is missing: whoever answered is no homeserver."""
+    value = answer.get(name)
+    if not isinstance(value, str):
+        raise MatrixUnavailable(f"the homeserver's answer lacks {name}")
+    return value

@@ -1,0 +1,226 @@
+"""From what people do in rooms to acts: who said what, about what, and whether anybody is to answer.
+
+An event becomes its acts in one transaction with the note that it was handled. Nothing here waits, and nothing here
+trusts an event: it may claim any time, any sender's words and any relation.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mesh.bridges.matrix.content import ACT_BYTES, Mark
+from mesh.bridges.matrix.inbox import Inbound
+from mesh.bridges.matrix.reading import Heard
+from mesh.entries import Entry
+from nodes.config import Budget as Minted
+from nodes.matrix.settings import WINDOW_MINUTES, Control, Matrix, fits
+from nodes.matrix.tables import Known, Tables
+from protocol.acts import RANDOM_BYTES, Act, ActId, new_id
+from protocol.budget import Budget
+from protocol.vocabulary import MAX_TEXT
+
+MINUTE_MS: Final = 60_000
+UNREAD: Final = "[an encrypted message that cannot be read here yet]"
+STOPPED: Final = "Enough for now."
+TAKEN_BACK: Final = "taken back"
+
+Find = Callable[[bytes], Entry | None]
+Used = Callable[[bytes], tuple[int, int]]  # acts and tokens that a chain of ours has used, by its root
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Where an event happened. `ems` sit there, `users` tells which Matrix users they are.
+
+    `minted` is what a chain begins with; `called` tells whether a text names one of the ems.
+    """
+
+    basin: str
+    now_ms: int
+    ems: frozenset[str]
+    users: Mapping[str, str]
+    minted: Minted
+    settings: Matrix
+    called: Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Inward:
+    """Makes acts of events. `key` is the node's own, so that nobody else can tell an act's id beforehand."""
+
+    key: bytes
+    tables: Tables
+    find: Find
+    used: Used
+
+    def message(self, event: Inbound, heard: Heard, scene: Scene, media: Sequence[Mapping[str, Any]] = ()) -> list[Act]:
+        """The acts of a message: one, or none for what is not for us to know."""
+        if heard.mark and heard.mark.writing:
+            return []
+        known = self.tables.event(heard.edits) if heard.edits else None
+        if heard.edits and known:
+            return self._edit(event, heard, known, scene)
+        if heard.edits and not heard.mark:
+            return []  # of something said before we came
+        late = self.tables.event(event.event_id)  # shown before as one that cannot be read
+        text = f"*{heard.text}*" if heard.emote else heard.text
+        body: dict[str, Any] = {"text": text[:MAX_TEXT]}
+        if media:
+            body["media"] = list(media)
+        if to := [scene.users[user] for user in heard.mentions if user in scene.users]:
+            body["to"] = to
+        is_bot = self._is_bot(event, heard, scene)
+        if is_bot:
+            body["bot"] = True
+        if quiet := self._quiet(event, heard, scene, is_bot=is_bot):
+            body["quiet"] = quiet
+        act = self._act(event, "say", self._refs(heard), body, scene, "late" if late else "")
+        act = self._chained(act, event, heard, is_bot=is_bot)
+        self.tables.note(Known(heard.edits or event.event_id, event.room, act.id, "", heard.thread))
+        if not is_bot and not quiet:
+            self.tables.person_spoke(event.room, scene.now_ms)
+        if late is None:
+            return [act]
+        self.tables.forget_event(event.event_id)
+        self.tables.note(Known(event.event_id, event.room, act.id, "", heard.thread))
+        return [*self._taken_back(late, event, scene, "unread"), act]
+
+    def reaction(self, event: Inbound, heard: Heard, scene: Scene) -> list[Act]:
+        """The acts of a reaction: `react`, or what it asks for as a control."""
+        known = self.tables.event(heard.reacts_to or "")
+        if known is None or known.room != event.room:
+            return []
+        asked = (
+            None if self._is_bot(event, heard, scene) or self._age(event, scene) else self._asked(heard, known, scene)
+        )
+        if asked == "stop":
+            return [self._act(event, "cancel", [], {"text": STOPPED}, scene)]
+        more = {"do": asked} if asked else {}
+        act = self._act(event, "react", [ActId(known.act)], {"text": heard.text, **more}, scene)
+        self.tables.note(Known(event.event_id, event.room, act.id, "", None))
+        before = self._taken_back(known, event, scene, "retry") if asked == "retry" else []
+        return [*before, act]
+
+    def redaction(self, event: Inbound, scene: Scene) -> list[Act]:
+        """The act that takes back what a redacted event stood for, in the name of whoever said it.
+
+        The homeserver has checked who may redact; the act's author is the author of what is taken back.
+        """
+        known = self.tables.event(event.redacts or "")
+        if known is None or known.room != event.room:
+            return []
+        return self._taken_back(known, event, scene, "")
+
+    def unreadable(self, event: Inbound, scene: Scene) -> list[Act]:
+        """The act that stands for an encrypted message until its key comes."""
+        if self.tables.event(event.event_id):
+            return []
+        act = self._act(event, "say", [], {"text": UNREAD, "quiet": "it cannot be read"}, scene)
+        self.tables.note(Known(event.event_id, event.room, act.id, "", None))
+        return [act]
+
+    def command(self, event: Inbound, kind: str, body: dict[str, Any], scene: Scene) -> Act:
+        """The act of a command that a person gave in a room."""
+        return self._act(event, kind, [], body, scene)
+
+    def is_person(self, event: Inbound, heard: Heard, scene: Scene) -> bool:
+        """Whether a person said it, and not too long ago to be followed."""
+        return not (self._is_bot(event, heard, scene) or self._age(event, scene))
+
+    def _edit(self, event: Inbound, heard: Heard, known: Known, scene: Scene) -> list[Act]:
+        """Only the sender edits; homeservers do not check it."""
+        entry = self.find(known.act)
+        if entry is None or entry.act.author != event.sender or known.room != event.room:
+            return []
+        text = f"*{heard.text}*" if heard.emote else heard.text
+        act = self._act(event, "edit", [ActId(known.act)], {"text": text[:MAX_TEXT]}, scene)
+        self.tables.note(Known(event.event_id, event.room, act.id, "", None))
+        return [act]
+
+    def _taken_back(self, known: Known, event: Inbound, scene: Scene, why: str) -> list[Act]:
+        entry = self.find(known.act)
+        if entry is None or entry.act.kind == "redact":
+            return []
+        act = self._act(event, "redact", [ActId(known.act)], {"text": TAKEN_BACK, "by": event.sender}, scene, why)
+        return [_by(act, entry.act.author)]
+
+    def _asked(self, heard: Heard, known: Known, scene: Scene) -> Control | None:
+        """What a reaction asks for; another try and going on are for what an em of ours said."""
+        asked = scene.settings.controls.meant(heard.text)
+        if asked in {"retry", "continue"}:
+            return asked if known.speaker in scene.ems else None
+        return asked
+
+    def _refs(self, heard: Heard) -> list[ActId]:
+        """What a message answers: the event it replies to, else the first of its thread."""
+        for event_id in (heard.reply_to, heard.thread):
+            known = self.tables.event(event_id) if event_id else None
+            if known:
+                return [ActId(known.act)]
+        return []
+
+    def _is_bot(self, event: Inbound, heard: Heard, scene: Scene) -> bool:
+        machine = heard.notice or heard.mark is not None or heard.bounce is not None
+        return machine or fits(event.sender, scene.settings.bots)
+
+    def _age(self, event: Inbound, scene: Scene) -> str | None:
+        if event.at_ms < scene.now_ms - scene.settings.answer_within_minutes * MINUTE_MS:
+            return "it was said too long ago"
+        return None
+
+    def _quiet(self, event: Inbound, heard: Heard, scene: Scene, *, is_bot: bool) -> str | None:
+        """Why nobody is to answer a message, or None."""
+        if heard.notice:
+            return "a notice needs no answer"
+        if age := self._age(event, scene):
+            return age
+        settings, now = scene.settings, scene.now_ms
+        if not is_bot:
+            if self.tables.heed(event.sender, now, MINUTE_MS, settings.messages_per_minute):
+                return None
+            return f"more than {settings.messages_per_minute} messages a minute"
+        if not any(user in scene.users for user in heard.mentions) and not scene.called(heard.text):
+            return None  # nobody is called: `decide` says so, and it costs the machine nothing
+        if not self.tables.heed(event.sender, now, WINDOW_MINUTES * MINUTE_MS, settings.bot_messages):
+            return f"a machine's {settings.bot_messages} messages in {WINDOW_MINUTES} minutes are used up"
+        if self.tables.spent_since_person(event.room, scene.basin) >= settings.room_tokens:
+            return f"the room's {settings.room_tokens} tokens are spent until a person speaks"
+        return None
+
+    def _chained(self, act: Act, event: Inbound, heard: Heard, *, is_bot: bool) -> Act:
+        """Note the chain that an act belongs to among all nodes in the room, and leave it what that has left."""
+        mark: Mark | None = heard.mark
+        shared = mark.root if is_bot and mark else shared_root(heard.edits or event.event_id)
+        hops = mark.hops if is_bot and mark else 0
+        budget = act.budget
+        if is_bot:
+            before = self.tables.chains_of(shared)
+            used = [self.used(root) for root in before]
+            acts = budget.acts - len(before) - sum(acts for acts, _ in used)
+            tokens = budget.tokens - sum(tokens for _, tokens in used)
+            left = budget.hops - hops if heard.bounce is None else min(budget.hops - hops, heard.bounce)
+            budget = Budget(max(0, left), max(0, acts), max(0, tokens), budget.until_ms)
+        self.tables.set_chain(act.id, shared, hops)
+        return Act(act.id, act.kind, act.author, act.refs, act.root, budget, act.at_ms, act.body)
+
+    def _act(  # noqa: PLR0913, PLR0917 - what an act is made of
+        self, event: Inbound, kind: str, refs: list[ActId], body: dict[str, Any], scene: Scene, what: str = ""
+    ) -> Act:
+        """A root act in the sender's name. The same event gives the same id, whenever and however it comes."""
+        named = f"{event.event_id}/{kind}/{what}".encode("utf-8", "replace")
+        at_ms = min(event.at_ms or scene.now_ms, scene.now_ms)
+        identity = new_id(at_ms, hashlib.blake2b(named, digest_size=RANDOM_BYTES, key=self.key).digest())
+        minted = scene.minted
+        until = scene.now_ms + int(minted.minutes * MINUTE_MS)
+        budget = Budget(minted.hops, minted.acts, minted.tokens, until)
+        return Act(identity, kind, event.sender, refs, identity, budget, at_ms, body)
+
+
+def shared_root(event_id: str) -> bytes:
+    """The root that all nodes in a room give to the chain which an event begins: 16 bytes."""
+    return hashlib.blake2b(event_id.encode("utf-8", "replace"), digest_size=ACT_BYTES).digest()
+
+
+def _by(act: Act, author: str) -> Act:
+    return Act(act.id, act.kind, author, act.refs, act.root, act.budget, act.at_ms, act.body)

@@ -1,0 +1,271 @@
+"""Who sits where: joining, inviting, leaving, being put out, and rooms that move."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import structlog
+
+from mesh.bridges.matrix.errors import MatrixError, MatrixRefused
+from mesh.bridges.matrix.inbox import Inbound
+from mesh.bridges.matrix.port import MatrixPort, Speaker
+from mesh.store import Store
+from mesh.words import plain
+from nodes.em import MAX_AVATAR_BYTES, Em
+from nodes.errors import ConfigError
+from nodes.matrix.settings import Matrix, fits
+from nodes.matrix.tables import BOT, Member, Tables, missing
+from nodes.node import Node
+from nodes.textfile import read_bytes
+from protocol.address import check_name
+
+DIGEST_BYTES: Final = 5  # of a room's id in the name of its basin: ten letters, enough among a person's rooms
+REASON: Final = 200  # characters of why somebody was put out
+
+log = structlog.get_logger(__name__)
+
+
+class Lobby:
+    """Has the port join and leave, and remembers it."""
+
+    def __init__(self, node: Node, port: MatrixPort, settings: Matrix, owner: str | None) -> None:
+        self._node, self._port, self._settings, self._owner = node, port, settings, owner
+        self._store: Store = node.ground.store
+        self.tables = Tables(self._store)
+        self._pictures: dict[str, str] = {}
+        self.users: dict[str, str] = {}  # Matrix users of ours → em, or BOT for the node's own and for a shared one
+
+    def hosted(self) -> None:
+        """Work out anew which users are whose."""
+        users = {self._port.user_id(em): em for em in self._node.runtime.ems}
+        self.users = users | {self._port.user_id(BOT): BOT}
+        held = {em: self.tables.avatar(user) for user, em in users.items()}
+        self._pictures |= {em: picture[1] for em, picture in held.items() if picture}
+
+    def shares(self, em: str) -> bool:
+        """Whether an em has no Matrix user of its own."""
+        return self._port.user_id(em) == self._port.user_id(BOT)
+
+    def may_invite(self, user: str) -> bool:
+        """Whether a person may have ems come."""
+        return user == self._owner or fits(user, self._settings.inviters)
+
+    def who(self, key: str) -> Speaker:
+        """A speaker as the port takes it."""
+        em = self._node.runtime.ems.get(key)
+        name = self._node.config.name if em is None else em.settings.name or em.name
+        return Speaker(key, name, self._pictures.get(key))
+
+    async def join(self, room: str, basin: str, ems: Iterable[str] | None) -> tuple[str, list[str], list[str]]:
+        """Have a room stand for a basin, and ems sit there: these, or for None all that listen in it.
+
+        Returns the room's id, who sits there now, and what went wrong. Raises MatrixError when not even the node's own
+        user could join, BadAddress.
+        """
+        check_name(basin)
+        joined = await self._port.join(BOT, room)
+        with self._store.transaction():
+            self.tables.set_room(joined, basin, everyone=ems is None)
+            self.tables.set_member(joined, Member(BOT, "joined"))
+        self._node.host()
+        wanted = self._listeners(basin) if ems is None else list(ems)
+        problems = await self._enter(joined, [em for em in wanted if not self.tables.sits(em, joined)])
+        return joined, [em for em in self.tables.joined(joined) if em != BOT], problems
+
+    async def invite(self, em: str, room: str) -> tuple[str, str]:
+        """Have one em sit in a room, on behalf of the node's person; returns the room's id and its basin.
+
+        Raises MatrixError.
+        """
+        target = room
+        if not room.startswith("!"):
+            target = await self._port.join(BOT, room)
+            with self._store.transaction():
+                self.tables.set_member(target, Member(BOT, "joined"))
+        basin = self._settle(target)
+        if problems := await self._enter(target, [em]):
+            raise MatrixRefused(problems[0], "NOT_JOINED", 0)
+        return target, basin
+
+    async def leave(self, room: str, em: str | None) -> list[str]:
+        """Have an em leave a room, or everybody; returns who left."""
+        leaving = self.tables.joined(room) if em is None else [em]
+        for one in leaving:
+            if em is None or not self.shares(one):
+                await self._port.leave(one, room)
+        with self._store.transaction():
+            for one in leaving:
+                self.tables.set_member(room, Member(one, "out", "it left"))
+            if em is None:
+                self.tables.drop_room(room)
+        self._node.host()
+        return leaving
+
+    async def known(self, room: str) -> str:
+        """The id of a room that is given by id or by the name that people gave it. Raises MatrixRefused."""
+        for identity, _, name in self.tables.rooms():
+            if room in {identity, name}:
+                return identity
+        raise MatrixRefused(f"none of ours sits in {plain(room)}; mesh matrix rooms shows where they do", "NO_ROOM", 0)
+
+    async def space(self, name: str) -> tuple[str, int]:
+        """Make a space, or take the one that is there, and list all rooms in it; returns its id and their number."""
+        raise MatrixRefused("spaces are not there yet", "NO_SPACES", 0)
+
+    async def fill(self) -> None:
+        """Have everybody come in who listens in a basin whose rooms are for everyone; whoever was put out stays out."""
+        for room, basin in self.tables.for_everyone():
+            absent = missing(self._listeners(basin), self.tables.members(room))
+            for problem in await self._enter(room, absent):
+                log.warning("an em cannot sit in a room", problem=problem)
+
+    async def invited(self, event: Inbound, em: str) -> None:
+        """An invitation came for one of ours: take it from those who may give it, decline it otherwise."""
+        if not self.may_invite(event.sender):
+            log.info("an invitation is declined: whoever gave it is none of matrix.inviters", em=em)
+            try:
+                await self._port.leave(em, event.room)
+            except MatrixRefused as error:
+                log.info("an invitation could not be declined", code=error.code)
+            return
+        await self._port.join(em, event.room)
+        self._settle(event.room)
+        here = list(self._node.runtime.ems) if em == BOT and self.shares_all() else []
+        with self._store.transaction():
+            for one in [em, *here]:
+                self.tables.set_member(event.room, Member(one, "joined"))
+        self._node.host()
+        await self._dress([em])
+
+    def shares_all(self) -> bool:
+        """Whether the node's account speaks for ems that have none."""
+        return not self._port.caps.separate_identities
+
+    def put_out(self, event: Inbound, em: str, membership: str) -> None:
+        """One of ours was made to leave."""
+        reason = event.content.get("reason")
+        why = f"{'banned' if membership == 'ban' else 'put out'} by {event.sender}"
+        if isinstance(reason, str) and reason:
+            why += f": {reason}"
+        leaving = [one for one in self.tables.joined(event.room) if self.shares(one)] if em == BOT else []
+        with self._store.transaction():
+            for one in {em, *leaving}:
+                self.tables.set_member(event.room, Member(one, "out", plain(why, REASON)))
+        log.warning("an em was made to leave a room", em=em, why=plain(why, REASON))
+        self._node.host()
+
+    async def moved(self, old: str, new: str) -> None:
+        """A room has a successor: everybody of ours goes there. Raises MatrixError when nobody can."""
+        went, last = list[str](), None
+        sitting = self.tables.joined(old)
+        for em in sorted(sitting, key=lambda em: em != BOT):
+            try:
+                if em == BOT or not self.shares(em):
+                    await self._port.join(em, new)
+                went.append(em)
+            except MatrixRefused as error:
+                last = error
+        if not went and last:
+            raise last
+        with self._store.transaction():
+            self.tables.move(old, new)
+            for em in went:
+                self.tables.set_member(new, Member(em, "joined"))
+        self._node.host()
+
+    def status(self) -> list[dict[str, Any]]:
+        """All rooms, for people and scripts."""
+        return [
+            {
+                "room": room,
+                "name": name,
+                "basin": basin,
+                "encrypted": self._port.inbox.is_encrypted(room),
+                "members": [
+                    {"em": one.em, "user": self._port.user_id(one.em), "state": one.state, "reason": one.reason}
+                    for one in self.tables.members(room)
+                ],
+            }
+            for room, basin, name in self.tables.rooms()
+        ]
+
+    def _settle(self, room: str) -> str:
+        """The basin of a room; one of its own if it had none."""
+        basin = self.tables.basin_of(room)
+        if basin is None:
+            basin = f"room-{hashlib.blake2b(room.encode(), digest_size=DIGEST_BYTES).hexdigest()}"
+            with self._store.transaction():
+                self.tables.set_room(room, basin, everyone=False)
+        return basin
+
+    def _listeners(self, basin: str) -> list[str]:
+        allowed = self._node.config.basin(basin).listeners
+        return sorted(em.name for em in self._node.runtime.ems.values() if em.listens(basin, allowed))
+
+    async def _enter(self, room: str, ems: Iterable[str]) -> list[str]:
+        """Have ems sit in a room; returns a sentence for each that cannot."""
+        problems = list[str]()
+        entered = list[str]()
+        for em in ems:
+            if em not in self._node.runtime.ems:
+                problems.append(f"there is no em {plain(em)} here")
+                continue
+            try:
+                if not self.shares(em):
+                    await self._bring(em, room)
+            except MatrixRefused as error:
+                problems.append(f"{em} cannot join: {error}")
+                continue
+            with self._store.transaction():
+                self.tables.set_member(room, Member(em, "joined"))
+            entered.append(em)
+        if entered:
+            self._node.host()
+        return problems
+
+    async def _bring(self, em: str, room: str) -> None:
+        """Have an em join; if it may not by itself, somebody of ours who is there invites it."""
+        await self._dress([em])
+        try:
+            await self._port.join(em, room)
+        except MatrixRefused:
+            inside = self.tables.joined(room)
+            if not inside:
+                raise
+            await self._port.invite(inside[0], room, self._port.user_id(em))
+            await self._port.join(em, room)
+
+    async def _dress(self, ems: Iterable[str]) -> None:
+        """Give users their names and pictures. What fails now is done at the next joining."""
+        for key in ems:
+            em = self._node.runtime.ems.get(key)
+            try:
+                if em is not None and em.avatar is not None:
+                    await self._picture(em)
+                await self._port.ensure(self.who(key))
+            except MatrixError as error:
+                log.warning("an em's name or picture could not be set", em=key, reason=plain(str(error)))
+
+    async def _picture(self, em: Em) -> None:
+        """Upload a picture that is not there yet."""
+        if em.avatar is None:
+            return
+        try:
+            data = read_bytes(em.avatar, MAX_AVATAR_BYTES, em.avatar.parent)
+        except ConfigError as error:
+            log.warning("a picture cannot be read", em=em.name, reason=plain(str(error)))
+            return
+        digest, user = hashlib.blake2b(data, digest_size=16).hexdigest(), self._port.user_id(em.name)
+        held = self.tables.avatar(user)
+        if held is None or held[0] != digest:
+            mxc = await self._port.upload(em.name, data, "image/png", "avatar.png")
+            with self._store.transaction():
+                self.tables.set_avatar(user, digest, mxc)
+            held = (digest, mxc)
+        self._pictures[em.name] = held[1]
+
+
+def membership(content: Mapping[str, Any]) -> str:
+    """What a membership event says: join, invite, leave, ban, knock, or nothing."""
+    said = content.get("membership")
+    return said if isinstance(said, str) else ""

@@ -1,0 +1,231 @@
+"""What the bridge remembers: which room is which basin, who sits where, which event is which act."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from mesh.store import Store
+
+KEPT_EVENTS: Final = 500_000  # events whose acts are known, about 100 bytes each; replies to older ones answer nobody
+PRUNE_EVERY: Final = 1_000  # events between two prunings
+BOT: Final = "_bot"  # the node's own user: no em's name begins with an underscore
+
+BRIDGE_SCHEMA: Final = (
+    """
+    CREATE TABLE rooms (
+        room TEXT PRIMARY KEY, basin TEXT NOT NULL, name TEXT NOT NULL, everyone INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX rooms_of_basin ON rooms (basin);
+    CREATE TABLE room_members (
+        room TEXT NOT NULL, em TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (room, em)
+    ) WITHOUT ROWID;
+    CREATE TABLE room_events (
+        n INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, room TEXT NOT NULL, act BLOB NOT NULL,
+        speaker TEXT NOT NULL, thread TEXT
+    );
+    CREATE INDEX room_events_of_act ON room_events (act, room);
+    CREATE TABLE room_drafts (
+        act BLOB NOT NULL, room TEXT NOT NULL, em TEXT NOT NULL, edits INTEGER NOT NULL, PRIMARY KEY (act, room)
+    ) WITHOUT ROWID;
+    CREATE TABLE room_chains (root BLOB PRIMARY KEY, shared BLOB NOT NULL, hops INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE INDEX room_chains_of_shared ON room_chains (shared);
+    CREATE TABLE room_heeded (sender TEXT PRIMARY KEY, since_ms INTEGER NOT NULL, times INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE room_people (room TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE room_avatars (user_id TEXT PRIMARY KEY, digest TEXT NOT NULL, mxc TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE room_mutes (basin TEXT NOT NULL, em TEXT NOT NULL, until_ms INTEGER NOT NULL, PRIMARY KEY (basin, em))
+    WITHOUT ROWID;
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An em, or BOT, and whether it sits in a room: `out` is one that left or was put out, and why."""
+
+    em: str
+    state: Literal["joined", "out"]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An event that stands for an act. `speaker` is who of ours said it, empty for other people's."""
+
+    event_id: str
+    room: str
+    act: bytes
+    speaker: str
+    thread: str | None
+
+
+class Tables:
+    """Reads and writes them; writes belong within a transaction of the caller's."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._noted = 0
+
+    def basin_of(self, room: str) -> str | None:
+        """The basin that a room stands for."""
+        row = self._store.one("SELECT basin FROM rooms WHERE room = ?", (room,))
+        return row[0] if row else None
+
+    def rooms_of(self, basin: str) -> list[str]:
+        """The rooms that stand for a basin."""
+        return [room for (room,) in self._store.rows("SELECT room FROM rooms WHERE basin = ? ORDER BY room", (basin,))]
+
+    def rooms(self) -> list[tuple[str, str, str]]:
+        """All rooms: id, basin, name."""
+        return self._store.rows("SELECT room, basin, name FROM rooms ORDER BY basin, room")
+
+    def set_room(self, room: str, basin: str, *, everyone: bool) -> None:
+        """Have a room stand for a basin. `everyone`: whoever listens in the basin is to sit there, now and later."""
+        sql = (
+            "INSERT INTO rooms VALUES (?, ?, '', ?) ON CONFLICT DO UPDATE"
+            " SET basin = excluded.basin, everyone = excluded.everyone"
+        )
+        self._store.execute(sql, (room, basin, everyone))
+
+    def for_everyone(self) -> list[tuple[str, str]]:
+        """The rooms, with their basins, in which all listeners are to sit."""
+        return self._store.rows("SELECT room, basin FROM rooms WHERE everyone")
+
+    def set_name(self, room: str, name: str) -> None:
+        """What people call a room."""
+        self._store.execute("UPDATE rooms SET name = ? WHERE room = ?", (name, room))
+
+    def drop_room(self, room: str) -> None:
+        """Forget a room and who sat in it; what was said there stays said."""
+        for table in ("rooms", "room_members", "room_people"):
+            self._store.execute(f"DELETE FROM {table} WHERE room = ?", (room,))  # noqa: S608 - our own words
+
+    def members(self, room: str) -> list[Member]:
+        """Everybody of ours who sits in a room or once did."""
+        sql = "SELECT em, state, reason FROM room_members WHERE room = ? ORDER BY em"
+        return [Member(*row) for row in self._store.rows(sql, (room,))]
+
+    def joined(self, room: str) -> list[str]:
+        """Everybody of ours who sits in a room."""
+        sql = "SELECT em FROM room_members WHERE room = ? AND state = 'joined' ORDER BY em"
+        return [em for (em,) in self._store.rows(sql, (room,))]
+
+    def sits(self, em: str, room: str) -> bool:
+        """Whether an em sits in a room."""
+        sql = "SELECT 1 FROM room_members WHERE room = ? AND em = ? AND state = 'joined'"
+        return self._store.one(sql, (room, em)) is not None
+
+    def places(self) -> list[tuple[str, str]]:
+        """Who sits in a room of which basin."""
+        sql = "SELECT DISTINCT em, basin FROM room_members NATURAL JOIN rooms WHERE state = 'joined'"
+        return self._store.rows(sql)
+
+    def set_member(self, room: str, member: Member) -> None:
+        """Note that somebody of ours came or went."""
+        row = (room, member.em, member.state, member.reason)
+        self._store.execute("INSERT OR REPLACE INTO room_members VALUES (?, ?, ?, ?)", row)
+
+    def note(self, known: Known) -> None:
+        """Remember which act an event stands for."""
+        sql = "INSERT OR IGNORE INTO room_events (event_id, room, act, speaker, thread) VALUES (?, ?, ?, ?, ?)"
+        self._store.execute(sql, (known.event_id, known.room, known.act, known.speaker, known.thread))
+        self._noted += 1
+        if self._noted >= PRUNE_EVERY:
+            self._noted = 0
+            self._store.execute(
+                "DELETE FROM room_events WHERE n <= (SELECT max(n) FROM room_events) - ?", (KEPT_EVENTS,)
+            )
+
+    def forget_event(self, event_id: str) -> None:
+        """An event stands for nothing any more."""
+        self._store.execute("DELETE FROM room_events WHERE event_id = ?", (event_id,))
+
+    def event(self, event_id: str) -> Known | None:
+        """What an event stands for."""
+        row = self._store.one(f"{_KNOWN} WHERE event_id = ?", (event_id,))
+        return Known(*row) if row else None
+
+    def events(self, act: bytes, room: str | None = None) -> list[Known]:
+        """The events that stand for an act, the first of each room first."""
+        if room is None:
+            return [Known(*row) for row in self._store.rows(f"{_KNOWN} WHERE act = ? ORDER BY n", (act,))]
+        return [Known(*row) for row in self._store.rows(f"{_KNOWN} WHERE act = ? AND room = ? ORDER BY n", (act, room))]
+
+    def drafts(self, act: bytes) -> list[tuple[str, str, int]]:
+        """Where an act is shown while it is written: room, em, edits made."""
+        return self._store.rows("SELECT room, em, edits FROM room_drafts WHERE act = ?", (act,))
+
+    def set_draft(self, act: bytes, room: str, em: str, edits: int) -> None:
+        """Note that an act is shown while it is written."""
+        self._store.execute("INSERT OR REPLACE INTO room_drafts VALUES (?, ?, ?, ?)", (act, room, em, edits))
+
+    def end_draft(self, act: bytes, room: str) -> bool:
+        """Forget a draft; returns whether there was one."""
+        return self._store.execute("DELETE FROM room_drafts WHERE act = ? AND room = ?", (act, room)) > 0
+
+    def chain(self, root: bytes) -> tuple[bytes, int] | None:
+        """What a chain of ours is to all nodes in a room: the shared root, and the hops that it had behind it."""
+        return self._store.one("SELECT shared, hops FROM room_chains WHERE root = ?", (root,))
+
+    def set_chain(self, root: bytes, shared: bytes, hops: int) -> None:
+        """Note under which root other nodes know a chain."""
+        self._store.execute("INSERT OR IGNORE INTO room_chains VALUES (?, ?, ?)", (root, shared, hops))
+
+    def chains_of(self, shared: bytes) -> list[bytes]:
+        """The roots here of one chain that several nodes share: each is an act of somebody else."""
+        return [root for (root,) in self._store.rows("SELECT root FROM room_chains WHERE shared = ?", (shared,))]
+
+    def heed(self, sender: str, now_ms: int, window_ms: int, most: int) -> bool:
+        """Count a message of a sender; returns whether it is one of the first `most` in the window."""
+        row = self._store.one("SELECT since_ms, times FROM room_heeded WHERE sender = ?", (sender,))
+        since, times = row if row and 0 <= now_ms - row[0] < window_ms else (now_ms, 0)
+        self._store.execute("INSERT OR REPLACE INTO room_heeded VALUES (?, ?, ?)", (sender, since, times + 1))
+        self._store.execute("DELETE FROM room_heeded WHERE since_ms < ?", (now_ms - HEEDED_MS,))
+        return times < most
+
+    def person_spoke(self, room: str, now_ms: int) -> None:
+        """Note that a person said something in a room."""
+        self._store.execute("INSERT OR REPLACE INTO room_people VALUES (?, ?)", (room, now_ms))
+
+    def spent_since_person(self, room: str, basin: str) -> int:
+        """Model tokens that a room's basin has cost since a person spoke there last."""
+        row = self._store.one("SELECT at_ms FROM room_people WHERE room = ?", (room,))
+        sql = "SELECT coalesce(sum(prompt_tokens + completion_tokens), 0) FROM turns WHERE basin = ? AND decided_ms > ?"
+        return self._store.one(sql, (basin, row[0] if row else 0))[0]
+
+    def avatar(self, user_id: str) -> tuple[str, str] | None:
+        """The picture that a user was given last: a digest of the file, and its `mxc://` address."""
+        return self._store.one("SELECT digest, mxc FROM room_avatars WHERE user_id = ?", (user_id,))
+
+    def set_avatar(self, user_id: str, digest: str, mxc: str) -> None:
+        """Note the picture of a user."""
+        self._store.execute("INSERT OR REPLACE INTO room_avatars VALUES (?, ?, ?)", (user_id, digest, mxc))
+
+    def mutes(self, now_ms: int) -> set[tuple[str, str]]:
+        """Who is to keep silent where: em and basin."""
+        return set(self._store.rows("SELECT em, basin FROM room_mutes WHERE until_ms > ?", (now_ms,)))
+
+    def mute(self, basin: str, em: str, until_ms: int) -> None:
+        """Have an em keep silent in a basin; a time that has passed ends it."""
+        self._store.execute("INSERT OR REPLACE INTO room_mutes VALUES (?, ?, ?)", (basin, em, until_ms))
+
+    def next_unmute(self, now_ms: int) -> int | None:
+        """When the next mute ends (Unix milliseconds)."""
+        return self._store.one("SELECT min(until_ms) FROM room_mutes WHERE until_ms > ?", (now_ms,))[0]
+
+    def move(self, old: str, new: str) -> None:
+        """A room has a successor."""
+        self._store.execute(
+            "INSERT OR IGNORE INTO rooms SELECT ?, basin, name, everyone FROM rooms WHERE room = ?", (new, old)
+        )
+        self._store.execute("DELETE FROM rooms WHERE room = ?", (old,))
+
+
+HEEDED_MS: Final = 24 * 3_600_000  # how long a sender's count is kept; every window is shorter
+
+_KNOWN: Final = "SELECT event_id, room, act, speaker, thread FROM room_events"
+
+
+def missing(wanted: Iterable[str], members: Iterable[Member]) -> list[str]:
+    """Who is to sit in a room and neither does nor left it: whoever was put out is not sent in again."""
+    known = {member.em for member in members}
+    return sorted(set(wanted) - known)

@@ -1,0 +1,98 @@
+"""A node whose bridge sits on a real Synapse: memory bus and scripted model, real rooms."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from harness import World, write_em
+from homeserver import Synapse
+from matrix_rig import Human
+
+from mesh.bridges.matrix.account import Account, Session
+from mesh.bridges.matrix.appservice import AppService
+from mesh.bridges.matrix.port import MESSAGE, MatrixPort
+from mesh.bridges.matrix.registration import Registration
+from mesh.bus.memory import MemoryBroker
+from mesh.clock import now_ms
+from nodes.config import Budget, MeshConfig
+from nodes.matrix.bridge import Bridge
+from nodes.matrix.settings import Matrix
+from nodes.models.base import Model
+from nodes.node import Node
+
+Way = tuple[Registration, int] | Session
+
+
+class Bridged(World):
+    """A world with a way into Matrix; `bridge` and `node` are those that run."""
+
+    bridge: Bridge
+    here: Node
+
+    def __init__(self, path: Path, broker: MemoryBroker, synapse: Synapse, way: Way, owner: str, **matrix: Any) -> None:
+        basins = {"yappings": {"budget": {"hops": 1, "acts": 8}}, "tea": {"budget": {"hops": 1, "acts": 8}}}
+        config = MeshConfig.model_validate(
+            {"name": "amp", "human": "mara", "basins": basins, "matrix": Matrix(**matrix).model_dump()}
+        )
+        super().__init__(path, broker, config)
+        self.clock = now_ms
+        self.synapse, self.way, self.owner = synapse, way, owner
+
+    def em(self, name: str, config: str = "reply_on_floor: false\nbasins: [tea]\n") -> None:
+        write_em(self.ems, name, config)
+
+    def budget(self, basin: str, **more: Any) -> None:
+        """Change what a basin's chains begin with."""
+        held = self.config.basins[basin]
+        changed = held.model_copy(update={"budget": Budget(**{**held.budget.model_dump(), **more})})
+        self.config = self.config.model_copy(update={"basins": {**self.config.basins, basin: changed}})
+
+    def port(self, bridge: Bridge, node: Node) -> MatrixPort:
+        store = node.ground.store
+        if isinstance(self.way, Session):
+            return Account(self.way, store, now_ms, bridge.done)
+        registration, listen = self.way
+        return AppService(self.synapse.url, registration, ("127.0.0.1", listen), store, now_ms, on_done=bridge.done)
+
+    @asynccontextmanager
+    async def up(self, model: Model) -> AsyncIterator[Bridge]:
+        """A node with its bridge, cut off at the end of the block."""
+
+        def prepare(node: Node) -> None:
+            self.here = node
+            self.bridge = Bridge(node, lambda one: self.port(one, node), self.config.matrix, self.owner)
+            node.companion = self.bridge
+
+        async with self.node(model, prepare=prepare):
+            await self.bridge.port.ready.wait()
+            yield self.bridge
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait for something that another process brings about; the test's own timeout ends a wait in vain."""
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def said(human: Human, room: str, *texts: str) -> list[dict[str, Any]]:
+    """Wait until all of these were said in a room, in any order; gives all messages, edits applied."""
+    while True:
+        shown = await messages(human, room)
+        if set(texts) <= {one["content"]["body"] for one in shown}:
+            return shown
+        await asyncio.sleep(0.02)
+
+
+async def messages(human: Human, room: str) -> list[dict[str, Any]]:
+    """What a client shows: messages with their last edit, without what was redacted."""
+    shown = dict[str, dict[str, Any]]()
+    for event in await human.events(room, MESSAGE):
+        content = event["content"]
+        related = content.get("m.relates_to", {})
+        if related.get("rel_type") == "m.replace" and related["event_id"] in shown:
+            shown[related["event_id"]]["content"] |= content["m.new_content"]
+        elif "body" in content:
+            shown[event["event_id"]] = event | {"content": dict(content)}
+    return list(shown.values())
