@@ -49,7 +49,11 @@ class Forgetting:
     def __init__(
         self, store: Store, own: Own | None = None, forgotten: Callable[[Sequence[Entry]], None] | None = None
     ) -> None:
-        """`own` signs this node's frames anew. `forgotten` is given husks, within the transaction; it must not wait."""
+        """`own` signs this node's frames anew.
+
+        `forgotten` is given what is being forgotten, with its words for the last time, so that what was derived from it
+        goes too; it is called within the transaction, after the handler, and must not wait.
+        """
         self.own = own
         self.due = asyncio.Event()  # something is to be erased
         self._store, self._forgotten = store, forgotten
@@ -97,7 +101,7 @@ class Forgetting:
             if entry is None or (entry.mesh, entry.act.author) != (mesh, author):
                 continue
             if self._store.execute("INSERT OR IGNORE INTO forgotten VALUES (?)", (identity,)):
-                self._gone.append(entry._replace(act=husk(entry.act)))
+                self._gone.append(entry)
                 frames.add(entry.n // MAX_ACTS)
                 basins.add(entry.basin)
         places = {"n": frames, "left_out != 0 AND basin": basins}  # after a crash an act may be in a second frame
@@ -153,7 +157,7 @@ class Forgetting:
         self._store.execute("DELETE FROM erasures WHERE seq != ?", (DATABASE,))
 
     def take(self) -> list[Entry]:
-        """The husks of what this transaction forgot."""
+        """What this transaction forgot, with its words."""
         gone, self._gone = self._gone, []
         return gone
 

@@ -30,6 +30,7 @@ from protocol.address import Subject, parse_subject
 from protocol.budget import Budget, check_child
 from protocol.errors import BadAct, BudgetRaised, ProtocolError
 from protocol.frame import HEADER_BYTES, MAX_ACTS, Frame, decode_frame
+from protocol.husk import husk
 from protocol.keys import MeshId, NodeId
 
 SLICE: Final = 32  # frames a transaction: at most 2,048 acts, about 15 ms, so that the loop stays responsive
@@ -46,7 +47,7 @@ Handler = Callable[[Sequence[Entry]], None]
 class _Kept(NamedTuple):
     """What became of a frame: the ids of its acts, the kept frames that hold them, and what was new in it."""
 
-    ids: list[bytes]
+    ids: Sequence[bytes]
     frames: set[int]
     entries: list[Entry]
 
@@ -179,12 +180,14 @@ class Ledger:
         """Keep frames, and hand on what is new in them, without what was taken back meanwhile."""
         kept = [self._insert(subject, frame, data) for subject, frame, data in frames]
         entries = [entry for one in kept for entry in one.entries]
-        if gone := {husk.act.id: husk for husk in self._forgetting.take()}:
-            entries = [gone.get(entry.act.id, entry) for entry in entries]
+        gone = self._forgetting.take()
+        if gone:
+            ids = {entry.act.id for entry in gone}
+            entries = [one._replace(act=husk(one.act)) if one.act.id in ids else one for one in entries]
         if entries:
             self._handler(entries)
         if gone:
-            self._forgetting.tell(list(gone.values()))
+            self._forgetting.tell(gone)
         return kept
 
     def _check(self, where: str, data: bytes) -> tuple[Subject, Frame] | None:
@@ -203,7 +206,7 @@ class Ledger:
         """Keep what is new in a frame; a frame without anything new is not kept again."""
         origin = self._marks.note(subject, frame)
         frame, data, sifted = self._forgetting.sift(subject.mesh, frame, data)
-        ids = [act.id for act in frame.acts]
+        ids = list[bytes](act.id for act in frame.acts)
         sql = f"SELECT id, place FROM acts WHERE id IN ({','.join('?' * len(ids))})"  # noqa: S608 - question marks only
         known = dict[bytes, int](self._store.rows(sql, ids))
         new: dict[bytes, int] = {}

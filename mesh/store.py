@@ -92,7 +92,7 @@ class Store:
         missing = [
             (owner, number) for owner, scripts in schemas.items() for number in range(held.get(owner, 0), len(scripts))
         ]
-        if any(number > 0 for _, number in missing):
+        if any(owner in held for owner, _ in missing):
             copy_database(self.path, self._before_migration)
         for owner, number in missing:
             done = f"INSERT OR REPLACE INTO versions VALUES ('{owner}', {number + 1})"  # noqa: S608 - our own words

@@ -13,6 +13,7 @@ COMMANDS: Final[dict[str, str]] = {
     "demo": "watch four ems talk in a home of their own, until their budget is spent",
     "chat": "talk with the ems of a basin",
     "say": "say one thing in a basin",
+    "redact": "take back what you or your ems said: its words are forgotten",
     "tap": "listen to what is said, live and verified",
     "em": "new, list, check: the folders ems are made from",
     "basin": "list, show: what is talked about where",

@@ -27,6 +27,7 @@ from protocol.acts import ID_BYTES, Act
 from protocol.address import check_name, parse_subject
 from protocol.errors import ProtocolError
 from protocol.frame import decode_frame
+from protocol.husk import is_husk
 from protocol.keys import MeshId, Signer
 from protocol.request import NONCE_BYTES, encode_request
 from protocol.vocabulary import MAX_TEXT
@@ -99,6 +100,15 @@ class Client:
         said = {"basin": basin, "text": text, "kind": kind, "refs": refs}
         return await self.request("say", said | ({"media": list(media)} if media else {}))
 
+    async def redact(self, act: str, reason: str = "") -> dict[str, Any]:
+        """Take back an act (its id in hex) of the person or of one of the node's ems; its words are forgotten.
+
+        Returns the act that does so. Raises NodeError for what others said.
+        """
+        if not is_id(act):
+            raise NodeError(f"{act[:40]!a} is no id of an act: give its {2 * ID_BYTES} hex digits")
+        return await self.request("redact", {"act": act, "reason": reason})
+
     async def stop(self, basin: str) -> None:
         """End every chain in a basin, and what is being written there."""
         await self.request("stop", {"basin": basin})
@@ -139,6 +149,8 @@ class Client:
             except ProtocolError:
                 inbox.refused += 1
                 return
+            if any(map(is_husk, frame.acts)):
+                return  # said again without what was taken back: whoever listens has heard all of it
             for act in frame.acts:
                 inbox.put(Heard(frame.basin, subject.mesh, act, subject.stored))
 

@@ -18,6 +18,7 @@ from nodes.picture import MAX_LISTED, Picture, pictures
 from nodes.records import numbers
 from protocol.acts import Act, ActId
 from protocol.errors import BadRequest, ProtocolError
+from protocol.husk import is_husk
 from protocol.keys import KeyKind, decode_public
 from protocol.request import VALID_MS, decode_request
 from protocol.vocabulary import MAX_TEXT
@@ -41,6 +42,13 @@ class Say(msgspec.Struct, forbid_unknown_fields=True):
     kind: str = "say"
     refs: list[str] = []
     media: Annotated[list[Picture], msgspec.Meta(max_length=MAX_LISTED)] = []
+
+
+class TakeBack(msgspec.Struct, forbid_unknown_fields=True):
+    """Take back an act, by its id in hex; `reason` is for whoever reads that it was taken back."""
+
+    act: str
+    reason: str = ""
 
 
 class OfBasin(msgspec.Struct, forbid_unknown_fields=True):
@@ -88,6 +96,7 @@ class Control:
         self._started_ms = node.ground.clock()
         self._operations: Operations = {
             "say": (Say, self._say),
+            "redact": (TakeBack, self._redact),
             "stop": (OfBasin, self._stop),
             "history": (OfBasin, self._history),
             "status": (Nothing, self._status),
@@ -147,14 +156,22 @@ class Control:
         room = self._node.runtime.rooms.get(request.basin)
         return {**shown_act(act), "listeners": len(room.roster.ems) if room else 0}
 
+    async def _redact(self, request: TakeBack) -> dict[str, Any]:
+        if len(request.reason) > MAX_TEXT:
+            raise ValueError(f"a reason has at most {MAX_TEXT} characters")
+        return shown_act(await self._node.redact(ActId(bytes.fromhex(request.act)), request.reason))
+
     async def _stop(self, request: OfBasin) -> dict[str, Any]:
         return shown_act(await self._node.say(request.basin, STOPPED, [], "cancel"))
 
     async def _history(self, request: OfBasin) -> dict[str, Any]:
+        """The newest acts of a basin; what was taken back is left out."""
         limit = max(0, min(request.limit, MAX_HISTORY))
         acts: list[dict[str, Any]] = []
         room = MAX_ANSWER
         for entry in reversed(recent(self._node.ground.store, request.basin, limit)):
+            if is_husk(entry.act):
+                continue
             acts.append(shown(entry))
             room -= len(msgspec.json.encode(acts[-1]))
             if room < 0:

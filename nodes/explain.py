@@ -6,11 +6,13 @@ from typing import Any, Final
 
 from mesh.entries import Entry, find
 from mesh.store import Store
-from mesh.words import plain
+from mesh.words import LINE_LIMIT, plain
 from nodes.control import shown
 from nodes.layout import when
 from nodes.models.base import Span, Turn
+from nodes.records import GONE
 from nodes.turns import Told, Turns
+from protocol.husk import is_husk
 from protocol.keys import MeshId, fingerprint
 
 FIRST_SPANS: Final = 4  # of a prompt that are shown in short: who the em is
@@ -76,18 +78,20 @@ def as_text(known: Why, own: MeshId | None, *, whole: bool = False, there: str =
     """
     if known.said:
         yield f"{_who(known.said, own)}, in {known.said.basin}, {when(known.said.act.at_ms)}, {known.id.hex()}:"
-        yield f"  {plain(known.said.act.text)}"
+        yield f"  {_words(known.said)}"
     if known.made:
         yield from _made(known.made, known.said)
     if known.answered:
         answered = known.answered
         verb = "said to" if known.said else "about"
-        yield f"{verb:<9} {_who(answered, own)}: {plain(answered.act.text, QUOTE_CHARS)}"
+        yield f"{verb:<9} {_who(answered, own)}: {_words(answered, QUOTE_CHARS)}"
         yield f"          {answered.act.id.hex()}"
     if known.said:
         yield from _chain(known.said, known.root, own)
     if known.made and known.made.prompt:
         yield from _whole(known.made.prompt) if whole else _short(known, there)
+    elif known.made and known.made.forgotten:
+        yield "prompt    forgotten: something that was in it has been taken back"
     elif known.made:
         yield "prompt    not kept: it was never made, or it is an old one"
     yield from _after(known)
@@ -110,6 +114,7 @@ def _turn_json(told: Told) -> dict[str, Any]:
         "completion_tokens": usage.completion if usage else None,
         "cached_tokens": usage.cached if usage else None,
         "prompt": turns if told.prompt else None,
+        "forgotten": told.forgotten,
     }
 
 
@@ -193,6 +198,10 @@ def _whole(prompt: Sequence[Turn]) -> Iterator[str]:
                 source = ""
             for picture in span.pictures:
                 yield f"  {source:<{width}} | (shown: sha256 {picture.sha256}, {picture.mime})"
+
+
+def _words(entry: Entry, limit: int = LINE_LIMIT) -> str:
+    return GONE if is_husk(entry.act) else plain(entry.act.text, limit)
 
 
 def _source(span: Span) -> str:

@@ -14,15 +14,18 @@ import structlog
 
 from mesh.bus.base import Bus
 from mesh.clock import Clock
-from mesh.entries import Entry
+from mesh.entries import Entry, find
 from mesh.errors import MeshError
+from mesh.forgetting import Forgetting, Own
 from mesh.ledger import Ledger
 from mesh.outbox import Outbox
 from mesh.store import Store
 from mesh.trust import Trust
+from mesh.words import plain
 from nodes.companion import Alone, Companion
 from nodes.config import MeshConfig
 from nodes.em import MAX_MEMORY_FILES, Em, load_ems
+from nodes.errors import NodeError
 from nodes.runtime import Parts, Runtime
 from nodes.speaker import Models
 from nodes.turns import Taken
@@ -31,6 +34,7 @@ from protocol.address import Subject, check_name
 from protocol.budget import Budget
 from protocol.certificate import Certificate
 from protocol.frame import EPHEMERAL, encode_frame
+from protocol.husk import is_husk
 from protocol.keys import MeshId, NodeId, Signer
 
 PARTIALS: Final = 256  # words-so-far that wait to be shown; when full, new ones are dropped: the reply comes anyway
@@ -88,7 +92,8 @@ class Node:
             config.limits.queue,
         )
         self.runtime = Runtime(parts)
-        self.ledger = Ledger(ground.bus, ground.store, identity.trust, ground.clock, self._hear)
+        forgetting = Forgetting(ground.store, Own(identity.mesh, identity.signer), self.runtime.forget)
+        self.ledger = Ledger(ground.bus, ground.store, identity.trust, ground.clock, self._hear, forgetting)
         self.companion: Companion = Alone()
         self.ready = asyncio.Event()
         self._ems = ems
@@ -115,12 +120,31 @@ class Node:
 
     async def say(self, basin: str, text: str, refs: list[ActId], kind: str = "say", **more: Any) -> Act:  # noqa: ANN401 - a body
         """Say something in the person's name: a root, with the basin's budget. Returns when the stream has it."""
+        return await self._begin(basin, self.config.human, refs, kind, {"text": text, **more})
+
+    async def redact(self, identity: ActId, reason: str) -> Act:
+        """Take back what the person said, or one of this node's ems; in the name of its author, who alone may.
+
+        Returns when the stream has it; the words go when it is heard. Raises NodeError.
+        """
+        entry = find(self.ground.store, identity)
+        if entry is None:
+            raise NodeError(f"no act {identity.hex()} is known here")
+        author, ours = entry.act.author, entry.mesh == self.identity.mesh
+        if not ours or not (author == self.config.human or self.runtime.turns.spoke(author)):
+            raise NodeError(f"{plain(author)} said that; only what you or your own ems said can be taken back here")
+        if is_husk(entry.act):
+            raise NodeError(f"{identity.hex()} has been taken back before")
+        return await self._begin(entry.basin, author, [identity], "redact", {"text": reason})
+
+    async def _begin(self, basin: str, author: str, refs: list[ActId], kind: str, body: dict[str, Any]) -> Act:
+        """Say a root."""
         now = self.ground.clock()
         budget = self.config.basin(check_name(basin)).budget
         until = now + int(budget.minutes * MINUTE_MS)
         identity = new_id(now, secrets.token_bytes(RANDOM_BYTES))
         minted = Budget(budget.hops, budget.acts, budget.tokens, until)
-        act = Act(identity, kind, self.config.human, refs, identity, minted, now, {"text": text, **more})
+        act = Act(identity, kind, author, refs, identity, minted, now, body)
         await self.outbox.say(basin, act)
         return act
 

@@ -17,6 +17,7 @@ from nodes.room import SHOWN
 from nodes.turns import Turns
 from protocol.acts import ID_BYTES
 from protocol.frame import MAX_ACTS
+from protocol.husk import is_husk
 
 MIN_DIGITS: Final = 6  # of an id that is not written out; fewer are a slip, not a name
 LAST: Final = "last"
@@ -101,12 +102,12 @@ def listeners(config: MeshConfig, ems: Iterable[Em], basin: str) -> list[str]:
 
 def texts(entries: Sequence[Entry]) -> Mapping[bytes, str | None]:
     """What these acts say now, by id: edits made, and None for what was taken back, each by its own author alone."""
-    said: dict[bytes, str | None] = {entry.act.id: entry.act.text for entry in entries}
+    said: dict[bytes, str | None] = {entry.act.id: None if is_husk(entry.act) else entry.act.text for entry in entries}
     authors = {entry.act.id: (entry.mesh, entry.act.author) for entry in entries}
     for entry in entries:
         if entry.act.kind in {"edit", "redact"} and entry.act.refs:
-            target = entry.act.refs[0]
-            if authors.get(target) == (entry.mesh, entry.act.author):
+            target, author = entry.act.refs[0], (entry.mesh, entry.act.author)
+            if said.get(target) is not None and said[entry.act.id] is not None and authors[target] == author:
                 said[target] = entry.act.text if entry.act.kind == "edit" else None
     return said
 

@@ -10,34 +10,79 @@ from nodes.em import MAX_WINDOW
 from nodes.picture import pictures
 from nodes.turn import Roster
 from protocol.acts import Act
+from protocol.husk import is_husk
+from protocol.keys import MeshId
 
 TAIL: Final = MAX_WINDOW  # acts kept in memory a basin; no em's window is longer
+KEPT_EDITS: Final = 16  # of one act, in case the newest is taken back
 SHOWN: Final = frozenset({"say", "ask", "answer"})
+HIDE: Final = "hide"  # what the body of a reaction says that hides what it is about
+MAX_NAMES: Final = 4_096  # people from elsewhere whose names are kept in mind, of a basin
 
 
 class Room:
-    """The tail of one basin and the ems that listen to it."""
+    """The tail of one basin and the ems that listen to it. `mesh` is whose node remembers it."""
 
-    def __init__(self, basin: str, roster: Roster) -> None:
+    def __init__(self, basin: str, roster: Roster, mesh: MeshId) -> None:
         self.basin = basin
         self.roster = roster
         self.heard = 0
+        self._mesh = mesh
+        self._hidden: dict[bytes, bytes] = {}  # reactions that hide, and what they hide
+        self._names: dict[str, str] = {}  # people from elsewhere: how they stand in a transcript
         self._tail: deque[Entry] = deque(maxlen=TAIL)
         self._lines: dict[bytes, Line | None] = {}  # made once, not for every em that reads them; None: taken back
+        self._edits: dict[bytes, dict[bytes, str]] = {}  # of an act in the tail: its edits and their texts, in order
 
     def hear(self, entry: Entry) -> None:
-        """Add an act. An `edit` or `redact` counts only from the author of the act it is about."""
+        """Add an act. An `edit` or `redact` counts only from the author of the act it is about.
+
+        A person here may hide an act from the ems by a reaction, until that is taken back.
+        """
         act = entry.act
         if act.kind in SHOWN:
             if len(self._tail) == TAIL:
                 self._lines.pop(self._tail[0].act.id, None)
+                self._edits.pop(self._tail[0].act.id, None)
             self._tail.append(entry)
-            self._lines[act.id] = _line(act, act.text)
+            self._lines[act.id] = None if is_husk(act) else self._line(act, act.text)
             self.heard += 1
         elif act.kind in ("edit", "redact") and act.refs:
             target = self.find(act.refs[0])
             if target is not None and (target.act.author, target.mesh) == (act.author, entry.mesh):
-                self._lines[target.act.id] = _line(target.act, act.text) if act.kind == "edit" else None
+                if act.kind == "redact":
+                    self._lines[target.act.id] = None
+                elif not is_husk(act):
+                    self._edit(target.act, act)
+            elif act.kind == "redact" and entry.mesh == self._mesh:
+                self._hidden.pop(act.refs[0], None)
+        elif act.kind == "react" and act.body.get("do") == HIDE and act.is_root and entry.mesh == self._mesh:
+            self._hide(act)
+
+    def _hide(self, act: Act) -> None:
+        if act.refs and self.find(act.refs[0]):
+            self._hidden[act.id] = act.refs[0]
+            if len(self._hidden) > TAIL:
+                del self._hidden[next(iter(self._hidden))]
+
+    def _edit(self, act: Act, edit: Act) -> None:
+        edits = self._edits.setdefault(act.id, {})
+        edits[edit.id] = edit.text
+        if len(edits) > KEPT_EDITS:
+            del edits[next(iter(edits))]
+        if self._lines[act.id] is not None:
+            self._lines[act.id] = self._line(act, edit.text)
+
+    def forget(self, entry: Entry) -> None:
+        """Let go of an act's words; of an edit's, so that the act says what it said before."""
+        act = entry.act
+        if act.id in self._lines:
+            self._lines[act.id] = None
+            self._edits.pop(act.id, None)
+        said = self.find(act.refs[0]) if act.kind == "edit" and act.refs else None
+        edits = self._edits.get(said.act.id, {}) if said else {}
+        if said and edits.pop(act.id, None) is not None and self._lines[said.act.id] is not None:
+            self._lines[said.act.id] = self._line(said.act, [said.act.text, *edits.values()][-1])
 
     def find(self, identity: bytes) -> Entry | None:
         """The act with this id, if it is in the tail."""
@@ -48,9 +93,23 @@ class Room:
         entries = list(self._tail)
         while entries and entries[-1].act.id != identity:
             entries.pop()
-        lines = [line for entry in entries if (line := self._lines.get(entry.act.id)) is not None]
+        hidden = set(self._hidden.values())
+        seen = [entry.act.id for entry in entries if entry.act.id not in hidden]
+        lines = [line for one in seen if (line := self._lines.get(one)) is not None]
         return self.heard - (len(self._tail) - len(entries)), lines
 
+    def _line(self, act: Act, text: str) -> Line:
+        return Line(self._name(act.author), text, f"act:{act.id.hex()}", pictures(act))
 
-def _line(act: Act, text: str) -> Line:
-    return Line(act.author, text, f"act:{act.id.hex()}", pictures(act))
+    def _name(self, author: str) -> str:
+        """How an author stands in a transcript: `@mara:example.org` is mara, unless somebody else is called so."""
+        if not author.startswith("@"):
+            return author
+        if author not in self._names:
+            short = author[1:].partition(":")[0]
+            taken = {*self._names.values(), *(entry.act.author for entry in self._tail)}
+            is_free = short and short.lower() not in taken and not self.roster.named(short.lower())
+            if len(self._names) >= MAX_NAMES:
+                self._names.clear()
+            self._names[author] = short if is_free else author
+        return self._names[author]

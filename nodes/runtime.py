@@ -94,6 +94,13 @@ class Runtime:
                 room.hear(entry)
                 self._decide(room, entry)
 
+    def forget(self, entries: Sequence[Entry]) -> None:
+        """Let go of what was taken back, and of the prompts it was in. Called within the ledger's transaction."""
+        for entry in entries:
+            if room := self.rooms.get(entry.basin):
+                room.forget(entry)
+        self.turns.forget(entries)
+
     def proceed(self) -> None:
         """Begin the turns that the last transaction decided. Called after it has committed."""
         taken, self._taken = self._taken, []
@@ -123,7 +130,7 @@ class Runtime:
 
     def _recall(self, basin: str, roster: Roster, *, at_start: bool) -> Room:
         """A room with what was said in it. Chains hear of it at the start alone: later they have heard it live."""
-        room = Room(basin, roster)
+        room = Room(basin, roster, self._parts.mesh)
         for entry in recent(self._parts.store, basin, TAIL):
             if at_start:
                 self.chains.hear(entry)

@@ -4,20 +4,27 @@ A turn is recorded in the transaction that hears the act it answers, and its rep
 reply into the outbox. Between the two a node may die as often as it likes.
 """
 
+import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
 
+from mesh.entries import Entry
+from mesh.forgetting import forgotten_among
 from mesh.store import Store
 from nodes.models.base import Turn, Usage
+from protocol.acts import ID_BYTES, Act
 
 State = Literal["decided", "spoken", "silent"]
 
 KEPT_PROMPTS: Final = 5_000  # the newest prompts are kept whole, about 5 KB each; older turns keep all but the prompt
 KEPT_SILENCES: Final = 100_000  # acts whose silences are kept, about 100 bytes each
+FORGOTTEN: Final = b""  # in place of a prompt in which something was taken back; NULL is an old one, or none
+
+_ACT = re.compile(rf"act:([0-9a-f]{{{2 * ID_BYTES}}})")
 
 TURNS_SCHEMA: Final = (
     """
@@ -59,7 +66,10 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """All that is known about a turn, times in Unix milliseconds. `prompt` is None when pruned or never made."""
+    """All that is known about a turn, times in Unix milliseconds.
+
+    `prompt` is None when it was pruned or never made, or when something in it was taken back (`forgotten`).
+    """
 
     taken: Taken
     state: State
@@ -68,6 +78,7 @@ class Told:
     model: str | None
     prompt: tuple[Turn, ...] | None
     usage: Usage | None
+    forgotten: bool = False
 
 
 class Turns:
@@ -96,6 +107,8 @@ class Turns:
     def end(self, turn: Taken, ending: Ending, now_ms: int) -> None:
         """Record how a turn ended. Within a transaction."""
         packed = zlib.compress(msgspec.msgpack.encode(ending.prompt), 1) if ending.prompt else None
+        if packed and forgotten_among(self._store, _acts_in(ending.prompt)):  # taken back while it was being answered
+            packed = FORGOTTEN
         usage = ending.usage
         counts = (usage.prompt, usage.completion, usage.cached) if usage else (None, None, None)
         self._store.execute(
@@ -107,6 +120,19 @@ class Turns:
             "UPDATE turns SET prompt = NULL WHERE n = (SELECT n - ? FROM turns WHERE id = ?)", (KEPT_PROMPTS, turn.id)
         )
 
+    def forget(self, entries: Sequence[Entry]) -> None:
+        """Drop the prompts that show any of these acts, or what they edit. Within a transaction.
+
+        The prompts are searched as they are packed: 5,000 of them take about TODO s, and mostly only the last few can
+        show an act at all.
+        """
+        ids = {identity for entry in entries for identity in (entry.act.id, *_edited(entry.act))}
+        sources = [_source(identity).encode() for identity in ids]
+        basins = {entry.basin for entry in entries}
+        rows = self._store.rows(_PROMPTS, (KEPT_PROMPTS, min(entry.n for entry in entries)))
+        shown = [n for n, basin, packed in rows if basin in basins and _shows(packed, sources)]
+        self._store.many("UPDATE turns SET prompt = ? WHERE n = ?", ((FORGOTTEN, n) for n in shown))
+
     def open(self) -> list[Taken]:
         """Turns that were decided and not ended: what a crash interrupted, oldest first."""
         return [Taken(*row) for row in self._store.rows(f"{_TAKEN} WHERE state = 'decided' ORDER BY n")]
@@ -117,6 +143,10 @@ class Turns:
             f"{_TOLD} WHERE act = ? ORDER BY n", (act,)
         )
         return [_told(row) for row in rows]
+
+    def spoke(self, em: str) -> bool:
+        """Whether an em of this name ever took a turn here, also one that is no longer hosted."""
+        return self._store.one("SELECT 1 FROM turns WHERE em = ? LIMIT 1", (em,)) is not None
 
     def silences(self, act: bytes) -> dict[str, list[str]]:
         """Who said nothing to an act: reason → ems."""
@@ -134,14 +164,37 @@ class Turns:
 
 
 _TAKEN: Final = "SELECT id, em, act, basin, rule, decided_ms FROM turns"
+_PROMPTS: Final = (
+    "SELECT turns.n, basin, prompt FROM turns JOIN acts ON acts.id = turns.act"
+    " WHERE turns.n > (SELECT max(n) FROM turns) - ? AND length(prompt) > 0 AND place >= ?"
+)
 _TOLD: Final = (
     "SELECT id, em, act, basin, rule, decided_ms, state, ended_ms, outcome, model, prompt,"
     " prompt_tokens, completion_tokens, cached_tokens FROM turns"
 )
 
 
+def _edited(act: Act) -> Sequence[bytes]:
+    return act.refs[:1] if act.kind == "edit" else ()
+
+
+def _source(identity: bytes) -> str:
+    """How a span says that it shows an act."""
+    return f"act:{identity.hex()}"
+
+
+def _shows(packed: bytes, sources: Iterable[bytes]) -> bool:
+    prompt = zlib.decompress(packed)
+    return any(source in prompt for source in sources)
+
+
+def _acts_in(prompt: Iterable[Turn]) -> set[bytes]:
+    found = [_ACT.fullmatch(span.source) for turn in prompt for span in turn.spans]
+    return {bytes.fromhex(one[1]) for one in found if one}
+
+
 def _told(row: tuple[Any, ...]) -> Told:
     *taken, state, ended, outcome, model, packed, prompt, completion, cached = row
     turns = msgspec.msgpack.decode(zlib.decompress(packed), type=tuple[Turn, ...]) if packed else None
     usage = None if prompt is None else Usage(prompt, completion, cached)
-    return Told(Taken(*taken), state, ended, outcome, model, turns, usage)
+    return Told(Taken(*taken), state, ended, outcome, model, turns, usage, packed == FORGOTTEN)

@@ -73,7 +73,7 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
         identity.certificate.check(now_ms())
         node = Node(config, home.ems, identity, Ground(bus, store, models, now_ms))
         login = read_login(home.keys)
-        more: Operations = _matrix(node, login) if login else {}
+        more: Operations = _matrix(node, login, Media(home.media)) if login else {}
         credentials = _credentials(home, config) if server is None else None
         running = Running(os.getpid(), url, now_ms(), server is None, None if credentials is None else str(credentials))
         stack.callback(home.announce, None)
@@ -177,9 +177,9 @@ async def connect(home: Home) -> AsyncGenerator[Client]:
         await bus.close()
 
 
-def _matrix(node: Node, login: Login) -> Operations:
+def _matrix(node: Node, login: Login, media: Media) -> Operations:
     """Give the node a bridge to Matrix; returns what may be asked of it."""
-    bridge = Bridge(node, lambda one: _port(node, login, one), node.config.matrix, login.owner)
+    bridge = Bridge(node, lambda one: _port(node, login, one), node.config.matrix, login.owner, media)
     node.companion = bridge
     return operations(bridge, "appservice" if login.registration else "account", login.homeserver)
 

@@ -7,8 +7,10 @@ the port's outbox in the transaction that hears it. Neither way can lose or doub
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from mesh.bridges.matrix.errors import MatrixError, MatrixFull, MatrixLoggedOut, MatrixRefused, MatrixUnavailable
@@ -16,17 +18,21 @@ from mesh.bridges.matrix.inbox import Inbound
 from mesh.bridges.matrix.outbox import Outcome
 from mesh.bridges.matrix.port import ENCRYPTED, MESSAGE, REACTION, REDACTION, MatrixPort
 from mesh.bridges.matrix.reading import Heard, read
+from mesh.bridges.matrix.rooms import read_membership, read_name, read_tombstone
 from mesh.entries import Entry, find
 from mesh.errors import MeshError, StoreFailed
 from mesh.words import plain
+from nodes.errors import NodeError
 from nodes.matrix import house
 from nodes.matrix.inward import Inward, Scene
-from nodes.matrix.lobby import Lobby, membership
+from nodes.matrix.lobby import Lobby
 from nodes.matrix.manners import Manners
 from nodes.matrix.outward import GONE, Outward, read_key
 from nodes.matrix.settings import Matrix
 from nodes.matrix.tables import BOT, Known, Tables
+from nodes.media import Media
 from nodes.node import Node
+from nodes.picture import MAX_BYTES
 from nodes.turns import Taken
 from protocol.acts import Act, reply_key
 from protocol.errors import ProtocolError
@@ -36,10 +42,7 @@ MAX_UNSENT: Final = 4_096  # acts that wait for the bus; until it takes them, pe
 UNSENT_S: Final = 0.2  # between two looks whether it does
 AGAIN_S: Final = (1.0, 60.0)  # first and longest wait for a homeserver that does not do what a room needs
 PROBLEMS: Final = 50  # newest problems that are remembered for a person
-TOMBSTONE: Final = "m.room.tombstone"
-NAME: Final = "m.room.name"
-MAX_NAME: Final = 100
-PLAIN_ROOM: Final = 2  # people in a room where whatever the person says is for the em: the two of them
+FETCH_S: Final = 20.0  # for a picture; its room waits so long, and no other one
 
 log = structlog.get_logger(__name__)
 
@@ -48,10 +51,10 @@ class Bridge:
     """Joins one port to one node."""
 
     def __init__(
-        self, node: Node, build: "Callable[[Bridge], MatrixPort]", settings: Matrix, owner: str | None
+        self, node: Node, build: "Callable[[Bridge], MatrixPort]", settings: Matrix, owner: str | None, media: Media
     ) -> None:
-        """`build` makes the port, whose outbox reports to `done`."""
-        self._node, self._settings = node, settings
+        """`build` makes the port, whose outbox reports to `done`. `media` is where pictures go."""
+        self._node, self._settings, self._media = node, settings, media
         self._store, self._clock = node.ground.store, node.ground.clock
         self.port = build(self)
         self.lobby = Lobby(node, self.port, settings, owner)
@@ -67,7 +70,7 @@ class Bridge:
         self._changed = asyncio.Event()
         self._places: set[tuple[str, str]] = set()
         self._mutes: set[tuple[str, str]] = set()
-        self._sizes: dict[str, int] = {}
+        self._alone: dict[str, bool] = {}  # rooms where a person is alone with an em, or not
         self._refresh()
 
     # A companion's part
@@ -242,8 +245,8 @@ class Bridge:
                 await self._command(event, heard, asked, scene)
                 return
         if heard is not None and event.kind == MESSAGE:
-            scene = await self._alone_with(event, scene)
-        media = await self._media(event, heard)
+            scene = await self._alone_with(event.room, scene)
+        media = await self._pictures(heard)
         await self._say(event, lambda: self._acts(event, heard, scene, media), scene.basin)
 
     def _acts(self, event: Inbound, heard: Heard | None, scene: Scene, media: Sequence[Mapping[str, Any]]) -> list[Act]:
@@ -306,33 +309,50 @@ class Bridge:
                 return [], house.HELP.format(**self._settings.controls.model_dump())
 
     async def _member(self, event: Inbound) -> None:
-        em = self.lobby.users.get(event.state_key or "")
-        self._sizes.pop(event.room, None)
-        if em is None:
+        self._alone.pop(event.room, None)
+        change = read_membership(event, self.port.owns)
+        em = self.lobby.users.get(change.user) if change else None
+        if change is None or em is None:
             return
-        match membership(event.content):
-            case "invite":
-                await self.lobby.invited(event, em)
-            case "leave" | "ban" as how if self.tables.sits(em, event.room):
-                self.lobby.put_out(event, em, how)
-            case _:
-                pass
+        if change.after == "invite":
+            await self.lobby.invited(event, em)
+        elif change.after in {"leave", "ban"} and self.tables.sits(em, event.room):
+            self.lobby.put_out(change, event.room, em)
 
     async def _moved(self, event: Inbound) -> None:
-        successor = event.content.get("replacement_room")
-        if event.state_key == "" and isinstance(successor, str) and self.tables.basin_of(event.room):
-            await self.lobby.moved(event.room, successor)
+        tombstone = read_tombstone(event)
+        if tombstone and self.tables.basin_of(event.room):
+            await self.lobby.moved(tombstone)
 
     def _named(self, event: Inbound) -> None:
-        name = event.content.get("name")
         with self._store.transaction():
-            self.tables.set_name(event.room, plain(name, MAX_NAME) if isinstance(name, str) else "")
+            self.tables.set_name(event.room, read_name(event.content))
 
-    async def _media(self, event: Inbound, heard: Heard | None) -> Sequence[Mapping[str, Any]]:  # noqa: ARG002
-        return ()
+    async def _pictures(self, heard: Heard | None) -> Sequence[Mapping[str, Any]]:
+        """The picture of a message, fetched and looked at; what is none, or cannot be had, is left out."""
+        media = heard.media if heard else None
+        if media is None or not media.mime.startswith("image/"):
+            return ()
+        try:
+            async with asyncio.timeout(FETCH_S):
+                data, mime = await self.port.download(media.url, MAX_BYTES)
+            picture = await asyncio.to_thread(self._media.put, data, media.name, mime)
+        except (MatrixError, NodeError, TimeoutError) as error:
+            log.info("a picture is left out", reason=plain(str(error)))
+            return ()
+        return (msgspec.to_builtins(picture),)
 
-    async def _alone_with(self, event: Inbound, scene: Scene) -> Scene:  # noqa: ARG002
-        return scene
+    async def _alone_with(self, room: str, scene: Scene) -> Scene:
+        """The scene, with the em that a person is alone with; asked once until somebody comes or goes."""
+        if len(scene.ems) != 1:
+            return scene
+        (em,) = scene.ems
+        if room not in self._alone:
+            try:
+                self._alone[room] = await self.lobby.alone(room, em)
+            except MatrixRefused:
+                self._alone[room] = False
+        return replace(scene, alone=em) if self._alone[room] else scene
 
     def _scene(self, room: str) -> Scene | None:
         """Where a room's events happen; None for a room that stands for no basin."""

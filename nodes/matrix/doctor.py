@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 from mesh.bridges.matrix.account import Session
 from mesh.bridges.matrix.api import Access, Api
-from mesh.bridges.matrix.common import CLIENT
 from mesh.bridges.matrix.errors import MatrixError, MatrixLoggedOut, MatrixRefused
 from mesh.bridges.matrix.registration import Registration
 from mesh.clock import Clock
@@ -23,11 +22,12 @@ from mesh.words import plain
 from nodes.doctor import Check
 from nodes.errors import NodeError
 from nodes.home import Home
-from nodes.layout import counted
 from nodes.matrix import homeserver
 from nodes.matrix.login import FILE, REGISTRATION_FILE, Login
 
+CLIENT: Final = ("client", "v3")
 SKEW_MS: Final = 60_000  # a homeserver this far off dates messages so that they are taken for old, or for future
+LEFT: Final = "it left"  # the reason of those who were told to leave
 PING_S: Final = 20.0  # the homeserver itself tries for a while
 MAX_FILE: Final = 1 << 16  # bytes of a registration; ours has seven hundred
 
@@ -170,19 +170,14 @@ async def _whoami_of(session: Session) -> str | MatrixError:
 
 
 async def _whoami(url: str, token: str) -> str | MatrixError:
+    api = Api(Access(url, token))
     try:
-        user = (await _call(Access(url, token), "GET", "account/whoami")).get("user_id")
+        user = (await api.call("GET", (*CLIENT, "account", "whoami"), timeout_s=homeserver.ASK_S)).get("user_id")
     except MatrixError as error:
         return error
-    return user if isinstance(user, str) else MatrixError("the homeserver does not say whose the token is")
-
-
-async def _call(access: Access, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    api = Api(access)
-    try:
-        return await api.call(method, (*CLIENT, *path.split("/")), body, timeout_s=homeserver.ASK_S)
     finally:
         await api.close()
+    return user if isinstance(user, str) else MatrixError("the homeserver does not say whose the token is")
 
 
 async def check_push(login: Login, *, running: bool) -> list[Check]:
@@ -199,7 +194,9 @@ async def check_push(login: Login, *, running: bool) -> list[Check]:
             answer = await api.call("POST", ("client", "v1", "appservice", made.id, "ping"), {})
     except MatrixRefused as error:
         if error.code == "M_UNRECOGNIZED":
-            return [Check("push", "warn", "the homeserver knows no pings (Matrix v1.7); whether it pushes cannot be seen")]
+            return [
+                Check("push", "warn", "the homeserver knows no pings (Matrix v1.7); whether it pushes cannot be seen")
+            ]
         return [Check("push", "fail", f"the homeserver will not try to reach the node: {error}")]
     except (MatrixError, TimeoutError) as error:
         told = str(error) or f"the homeserver did not say within {PING_S:g} s"
@@ -220,31 +217,25 @@ def check_bridge(status: Mapping[str, Any]) -> list[Check]:
     return [Check("bridge", "ok", f"it is ready; {waiting}"), *problems]
 
 
-def check_rooms(rooms: Iterable[Any]) -> list[Check]:
+def check_rooms(rooms: Iterable[Mapping[str, Any]]) -> list[Check]:
     """What the running node says of its rooms (its answer to `matrix_rooms`): encryption, and who was put out."""
     checks = list[Check]()
     for room in rooms:
-        name = plain(f"{room.get('name') or ''} ({room.get('room')})".strip(), 100)
-        members = [one for one in _listed(room.get("members")) if isinstance(one, dict)]
-        here = [one["em"] for one in members if one.get("state") == "joined" and not one["em"].startswith("_")]
-        how = "encrypted" if room.get("encrypted") else "not encrypted"
-        told = f"{name} is {room.get('basin')}, {how}, with {', '.join(sorted(here)) or 'no em'}"
+        name = plain(f"{room['name']} ({room['room']})" if room["name"] else room["room"], 100)
+        members = _listed(room["members"])
+        here = [one["em"] for one in members if one["state"] == "joined" and not one["em"].startswith("_")]
+        how = "encrypted" if room["encrypted"] else "not encrypted"
+        told = f"{name} is {room['basin']}, {how}, with {', '.join(sorted(here)) or 'no em'}"
         checks.append(Check("room", "ok" if here else "warn", plain(told)))
         checks += [
-            Check("room", "warn", plain(f"{one['em']} is not in {name}: {one.get('reason') or 'it left'}"))
+            Check("room", "warn", plain(f"{one['em']} is not in {name}: {one['reason'] or 'why is not known'}"))
             for one in members
-            if one.get("state") == "out" and one.get("reason") != LEFT
+            if one["state"] == "out" and one["reason"] != LEFT
         ]
-    return checks or [Check("room", "warn", "there is none; bring a basin into one: mesh matrix join ROOM --basin BASIN")]
-
-
-LEFT: Final = "it left"  # the reason of those who were told to leave
+    return checks or [
+        Check("room", "warn", "there is none; bring a basin into one: mesh matrix join ROOM --basin BASIN")
+    ]
 
 
 def _listed(value: object) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else []
-
-
-def count_encrypted(rooms: Iterable[Any]) -> str:
-    """How many of the rooms are encrypted, for a heading."""
-    return counted(sum(room.get("encrypted") is True for room in rooms), "encrypted room")

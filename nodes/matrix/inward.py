@@ -33,7 +33,8 @@ Used = Callable[[bytes], tuple[int, int]]  # acts and tokens that a chain of our
 class Scene:
     """Where an event happened. `ems` sit there, `users` tells which Matrix users they are.
 
-    `minted` is what a chain begins with; `called` tells whether a text names one of the ems.
+    `minted` is what a chain begins with; `called` tells whether a text names one of the ems. `alone` is the em that a
+    person is alone with: whatever is said there is said to it.
     """
 
     basin: str
@@ -43,6 +44,7 @@ class Scene:
     minted: Minted
     settings: Matrix
     called: Callable[[str], bool]
+    alone: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +65,17 @@ class Inward:
             return self._edit(event, heard, known, scene)
         if heard.edits and not heard.mark:
             return []  # of something said before we came
+        return self._said(event, heard, scene, media)
+
+    def _said(self, event: Inbound, heard: Heard, scene: Scene, media: Sequence[Mapping[str, Any]]) -> list[Act]:
         late = self.tables.event(event.event_id)  # shown before as one that cannot be read
-        text = f"*{heard.text}*" if heard.emote else heard.text
-        body: dict[str, Any] = {"text": text[:MAX_TEXT]}
-        if media:
-            body["media"] = list(media)
-        if to := [scene.users[user] for user in heard.mentions if user in scene.users]:
-            body["to"] = to
         is_bot = self._is_bot(event, heard, scene)
-        if is_bot:
-            body["bot"] = True
-        if quiet := self._quiet(event, heard, scene, is_bot=is_bot):
-            body["quiet"] = quiet
+        quiet = self._quiet(event, heard, scene, is_bot=is_bot)
+        to = [scene.users[user] for user in heard.mentions if user in scene.users]
+        if scene.alone and not to and not is_bot:
+            to = [scene.alone]
+        facts = {"media": list(media), "bot": is_bot, "to": to, "quiet": quiet}
+        body = {"text": _text(heard)} | {name: value for name, value in facts.items() if value}
         act = self._act(event, "say", self._refs(heard), body, scene, "late" if late else "")
         act = self._chained(act, event, heard, is_bot=is_bot)
         self.tables.note(Known(heard.edits or event.event_id, event.room, act.id, "", heard.thread))
@@ -133,8 +134,7 @@ class Inward:
         entry = self.find(known.act)
         if entry is None or entry.act.author != event.sender or known.room != event.room:
             return []
-        text = f"*{heard.text}*" if heard.emote else heard.text
-        act = self._act(event, "edit", [ActId(known.act)], {"text": text[:MAX_TEXT]}, scene)
+        act = self._act(event, "edit", [ActId(known.act)], {"text": _text(heard)}, scene)
         self.tables.note(Known(event.event_id, event.room, act.id, "", None))
         return [act]
 
@@ -220,6 +220,10 @@ class Inward:
 def shared_root(event_id: str) -> bytes:
     """The root that all nodes in a room give to the chain which an event begins: 16 bytes."""
     return hashlib.blake2b(event_id.encode("utf-8", "replace"), digest_size=ACT_BYTES).digest()
+
+
+def _text(heard: Heard) -> str:
+    return (f"*{heard.text}*" if heard.emote else heard.text)[:MAX_TEXT]
 
 
 def _by(act: Act, author: str) -> Act:

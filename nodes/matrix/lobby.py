@@ -1,7 +1,7 @@
 """Who sits where: joining, inviting, leaving, being put out, and rooms that move."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 import structlog
@@ -9,6 +9,7 @@ import structlog
 from mesh.bridges.matrix.errors import MatrixError, MatrixRefused
 from mesh.bridges.matrix.inbox import Inbound
 from mesh.bridges.matrix.port import MatrixPort, Speaker
+from mesh.bridges.matrix.rooms import CREATE, Membership, Tombstone, is_successor
 from mesh.store import Store
 from mesh.words import plain
 from nodes.em import MAX_AVATAR_BYTES, Em
@@ -20,6 +21,7 @@ from nodes.textfile import read_bytes
 from protocol.address import check_name
 
 DIGEST_BYTES: Final = 5  # of a room's id in the name of its basin: ten letters, enough among a person's rooms
+MAX_ORDER: Final = 50  # characters by which rooms of a space are put in order; the specification allows no more
 REASON: Final = 200  # characters of why somebody was put out
 
 log = structlog.get_logger(__name__)
@@ -68,6 +70,7 @@ class Lobby:
             self.tables.set_room(joined, basin, everyone=ems is None)
             self.tables.set_member(joined, Member(BOT, "joined"))
         self._node.host()
+        await self._list(joined, basin)
         wanted = self._listeners(basin) if ems is None else list(ems)
         problems = await self._enter(joined, [em for em in wanted if not self.tables.sits(em, joined)])
         return joined, [em for em in self.tables.joined(joined) if em != BOT], problems
@@ -99,6 +102,8 @@ class Lobby:
             if em is None:
                 self.tables.drop_room(room)
         self._node.host()
+        if em is None:
+            await self._list(room, None)
         return leaving
 
     async def known(self, room: str) -> str:
@@ -109,8 +114,30 @@ class Lobby:
         raise MatrixRefused(f"none of ours sits in {plain(room)}; mesh matrix rooms shows where they do", "NO_ROOM", 0)
 
     async def space(self, name: str) -> tuple[str, int]:
-        """Make a space, or take the one that is there, and list all rooms in it; returns its id and their number."""
-        raise MatrixRefused("spaces are not there yet", "NO_SPACES", 0)
+        """Make a space, or take the one that is there, and list all rooms in it; returns its id and their number.
+
+        The node's person is invited.
+        """
+        space = self.tables.space()
+        if space is None:
+            invite = [self._owner] if self._owner else []
+            space = await self._port.create_room(BOT, name or self._node.config.name, invite=invite, space=True)
+            with self._store.transaction():
+                self.tables.set_space(space)
+        rooms = self.tables.rooms()
+        for room, basin, _ in rooms:
+            await self._port.space_child(BOT, space, room, order=basin[:MAX_ORDER])
+        return space, len(rooms)
+
+    async def _list(self, room: str, basin: str | None) -> None:
+        """List a room in the mesh's space, or no more for None, if there is a space."""
+        space = self.tables.space()
+        if space is None:
+            return
+        try:
+            await self._port.space_child(BOT, space, room, order=(basin or "")[:MAX_ORDER], listed=basin is not None)
+        except MatrixError as error:
+            log.warning("the space does not list a room as it should", reason=plain(str(error)))
 
     async def fill(self) -> None:
         """Have everybody come in who listens in a basin whose rooms are for everyone; whoever was put out stays out."""
@@ -141,21 +168,22 @@ class Lobby:
         """Whether the node's account speaks for ems that have none."""
         return not self._port.caps.separate_identities
 
-    def put_out(self, event: Inbound, em: str, membership: str) -> None:
-        """One of ours was made to leave."""
-        reason = event.content.get("reason")
-        why = f"{'banned' if membership == 'ban' else 'put out'} by {event.sender}"
-        if isinstance(reason, str) and reason:
-            why += f": {reason}"
-        leaving = [one for one in self.tables.joined(event.room) if self.shares(one)] if em == BOT else []
+    def put_out(self, change: Membership, room: str, em: str) -> None:
+        """One of ours was made to leave. Whoever shares its Matrix user leaves with it."""
+        why = f"{change.change} by {change.by}{f': {change.reason}' if change.reason else ''}"
+        leaving = [one for one in self.tables.joined(room) if self.shares(one)] if em == BOT else []
         with self._store.transaction():
             for one in {em, *leaving}:
-                self.tables.set_member(event.room, Member(one, "out", plain(why, REASON)))
+                self.tables.set_member(room, Member(one, "out", plain(why, REASON)))
         log.warning("an em was made to leave a room", em=em, why=plain(why, REASON))
         self._node.host()
 
-    async def moved(self, old: str, new: str) -> None:
-        """A room has a successor: everybody of ours goes there. Raises MatrixError when nobody can."""
+    async def moved(self, tombstone: Tombstone) -> None:
+        """A room has a successor: everybody of ours goes there, if the new room says the same.
+
+        Raises MatrixError when nobody can.
+        """
+        old, new = tombstone.room, tombstone.replacement
         went, last = list[str](), None
         sitting = self.tables.joined(old)
         for em in sorted(sitting, key=lambda em: em != BOT):
@@ -167,11 +195,20 @@ class Lobby:
                 last = error
         if not went and last:
             raise last
+        create = await self._port.state(went[0], new, CREATE) if went else None
+        if not is_successor(create, old):
+            raise MatrixRefused(f"{new} does not say that it replaces {old}; nothing is moved there", "NO_SUCCESSOR", 0)
         with self._store.transaction():
             self.tables.move(old, new)
             for em in went:
                 self.tables.set_member(new, Member(em, "joined"))
         self._node.host()
+        await self._list(new, self.tables.basin_of(new))
+
+    async def alone(self, room: str, em: str) -> bool:
+        """Whether an em shares a room with one person only. Raises MatrixError."""
+        others = [user for user in await self._port.members(em, room) if not self._port.owns(user)]
+        return len(others) == 1
 
     def status(self) -> list[dict[str, Any]]:
         """All rooms, for people and scripts."""
@@ -263,9 +300,3 @@ class Lobby:
                 self.tables.set_avatar(user, digest, mxc)
             held = (digest, mxc)
         self._pictures[em.name] = held[1]
-
-
-def membership(content: Mapping[str, Any]) -> str:
-    """What a membership event says: join, invite, leave, ban, knock, or nothing."""
-    said = content.get("membership")
-    return said if isinstance(said, str) else ""

@@ -31,6 +31,7 @@ BRIDGE_SCHEMA: Final = (
     CREATE INDEX room_chains_of_shared ON room_chains (shared);
     CREATE TABLE room_heeded (sender TEXT PRIMARY KEY, since_ms INTEGER NOT NULL, times INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE room_people (room TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE room_space (one INTEGER PRIMARY KEY CHECK (one = 1), room TEXT NOT NULL);
     CREATE TABLE room_avatars (user_id TEXT PRIMARY KEY, digest TEXT NOT NULL, mxc TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE room_mutes (basin TEXT NOT NULL, em TEXT NOT NULL, until_ms INTEGER NOT NULL, PRIMARY KEY (basin, em))
     WITHOUT ROWID;
@@ -191,6 +192,15 @@ class Tables:
         row = self._store.one("SELECT at_ms FROM room_people WHERE room = ?", (room,))
         sql = "SELECT coalesce(sum(prompt_tokens + completion_tokens), 0) FROM turns WHERE basin = ? AND decided_ms > ?"
         return self._store.one(sql, (basin, row[0] if row else 0))[0]
+
+    def space(self) -> str | None:
+        """The space that lists the rooms."""
+        row = self._store.one("SELECT room FROM room_space")
+        return row[0] if row else None
+
+    def set_space(self, room: str) -> None:
+        """Note the space that lists the rooms."""
+        self._store.execute("INSERT OR REPLACE INTO room_space VALUES (1, ?)", (room,))
 
     def avatar(self, user_id: str) -> tuple[str, str] | None:
         """The picture that a user was given last: a digest of the file, and its `mxc://` address."""

@@ -41,10 +41,7 @@ async def memory_place() -> AsyncIterator[Place]:
         async def connect() -> Bus:
             return broker.connect()
 
-        async def forget(seq: int) -> None:
-            broker.forget(seq)
-
-        yield Place(connect, forget)
+        yield Place(connect)
 
 
 @pytest.fixture
@@ -55,10 +52,7 @@ async def nats_place(server: Server, logins: Logins) -> AsyncIterator[Place]:
         opened.append(await NatsBus.connect(server.url, nkey_seed=logins.node))
         return opened[-1]
 
-    async def forget(seq: int) -> None:
-        await opened[0]._stream.call("STREAM.MSG.DELETE.MESH", {"seq": seq})
-
-    yield Place(connect, forget)
+    yield Place(connect)
     for one in opened:
         await one.close()
 

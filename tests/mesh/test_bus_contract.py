@@ -145,8 +145,8 @@ async def test_a_closed_consumer_says_so(place: Place) -> None:
 async def test_reading_a_range_leaves_out_what_is_gone(place: Place) -> None:
     bus = await place.connect()
     await fill(bus, 8)
-    await place.forget(3)
-    await place.forget(4)
+    await bus.erase(3)
+    await bus.erase(4)
     assert seqs(await bus.read(2, 6)) == [2, 5, 6]
     assert seqs(await bus.read(3, 4)) == []
     assert seqs(await bus.read(0, 1)) == [1]
@@ -158,8 +158,50 @@ async def test_reading_a_range_leaves_out_what_is_gone(place: Place) -> None:
 async def test_a_consumer_passes_over_what_is_gone(place: Place) -> None:
     bus = await place.connect()
     await fill(bus, 5)
-    await place.forget(2)
+    await bus.erase(2)
     assert seqs(await take(await bus.consume("node", 0), 4)) == [1, 3, 4, 5]
+
+
+async def test_what_is_erased_is_gone_for_everybody_and_for_good(place: Place) -> None:
+    bus, other = await place.connect(), await place.connect()
+    await fill(bus, 3)
+    consumer = await other.consume("node", 0)
+    given = await take(consumer, 3)  # before any was erased, and not acked yet
+    await bus.erase(2)
+    await bus.erase(3)
+    assert seqs(await other.read(1, 3)) == [1]
+    assert await bus.last_seq() == 3
+    await consumer.ack(given[-1].seq)
+    assert await bus.publish("b.x.m.a", b"next", "next") == 4
+    assert seqs(await take(consumer, 1)) == [4]
+
+
+async def test_erasing_what_is_not_there_is_no_error(place: Place) -> None:
+    bus = await place.connect()
+    await bus.erase(1)
+    await fill(bus, 2)
+    for seq in (2, 2, 0, 99):
+        await bus.erase(seq)
+    assert seqs(await bus.read(1, 99)) == [1]
+
+
+async def test_an_erased_message_may_be_said_again_under_another_id_only(place: Place) -> None:
+    """The id stays known for the deduplication window: a late repetition of the same publish brings nothing back."""
+    bus = await place.connect()
+    assert await bus.publish("b.x.m.a", b"words", "id") == 1
+    await bus.erase(1)
+    assert await bus.publish("b.x.m.a", b"words", "id") == 1
+    assert await bus.publish("b.x.m.a", b"husk", "other") == 2
+    assert seqs(await bus.read(1, 9)) == [2]
+
+
+async def test_a_closed_bus_erases_nothing(place: Place) -> None:
+    bus = await place.connect()
+    await fill(bus, 1)
+    await bus.close()
+    with pytest.raises(BusUnavailable):
+        await bus.erase(1)
+    assert seqs(await (await place.connect()).read(1, 1)) == [1]
 
 
 async def test_the_last_message_of_a_subject(place: Place) -> None:

@@ -19,6 +19,7 @@ from mesh.clock import now_ms
 from nodes.config import Budget, MeshConfig
 from nodes.matrix.bridge import Bridge
 from nodes.matrix.settings import Matrix
+from nodes.media import Media
 from nodes.models.base import Model
 from nodes.node import Node
 
@@ -62,7 +63,9 @@ class Bridged(World):
 
         def prepare(node: Node) -> None:
             self.here = node
-            self.bridge = Bridge(node, lambda one: self.port(one, node), self.config.matrix, self.owner)
+            self.bridge = Bridge(
+                node, lambda one: self.port(one, node), self.config.matrix, self.owner, Media(self.path / "media")
+            )
             node.companion = self.bridge
 
         async with self.node(model, prepare=prepare):

@@ -20,10 +20,9 @@ class Logins:
 
 @dataclass(frozen=True)
 class Place:
-    """Somewhere to open connections to one and the same bus. `forget` removes one stored message."""
+    """Somewhere to open connections to one and the same bus."""
 
     connect: Callable[[], Awaitable[Bus]]
-    forget: Callable[[int], Awaitable[None]]
 
 
 def make_logins() -> Logins:

@@ -24,6 +24,7 @@ MAX_ROOMS: Final = 10_000  # rooms of a user that are told
 MAX_MIME: Final = 100  # characters of a file's type
 SPACE_CHILD: Final = "m.space.child"
 MEGOLM: Final = {"algorithm": "m.megolm.v1.aes-sha2"}
+NOT_FOUND: Final = 404  # Synapse has codes of its own for users that are not there
 NOWHERE: Final = frozenset({"M_UNRECOGNIZED", "M_NOT_FOUND"})  # said of media where only the old address is known
 KEEPERS: Final = 100  # the power that listing a room in a space needs
 
@@ -169,7 +170,7 @@ class Calls(ABC):
         try:
             return await self._ask(speaker, "GET", *path)
         except MatrixRefused as error:
-            if error.code != "M_NOT_FOUND":
+            if error.status != NOT_FOUND or error.code == "M_UNRECOGNIZED":
                 raise
             return None
 

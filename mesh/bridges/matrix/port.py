@@ -1,11 +1,15 @@
 """Values and the interface of the Matrix bridge: what comes in, what goes out, what a way can do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mesh.bridges.matrix.inbox import Inbox
 from mesh.bridges.matrix.outbox import Outbox
+
+if TYPE_CHECKING:
+    from mesh.bridges.matrix.calls import Profile
+    from mesh.bridges.matrix.rooms import Powers
 
 MESSAGE = "m.room.message"
 REACTION = "m.reaction"
@@ -90,8 +94,8 @@ class MatrixPort(Protocol):
         """
         ...
 
-    async def join(self, speaker: str, room: str) -> str:
-        """Join a room by id or alias; returns its id."""
+    async def join(self, speaker: str, room: str, via: str | None = None) -> str:
+        """Join a room by id or alias; returns its id. `via` is a server that knows it, for rooms of other servers."""
         ...
 
     async def leave(self, speaker: str, room: str) -> None:
@@ -112,4 +116,57 @@ class MatrixPort(Protocol):
 
     async def upload(self, speaker: str, data: bytes, mime: str, name: str) -> str:
         """Store a file with the homeserver; returns its `mxc://` address."""
+        ...
+
+    async def download(self, mxc: str, limit: int) -> tuple[bytes, str]:
+        """A file of at most `limit` bytes and its claimed type; MatrixRefused with code TOO_LARGE when it is longer."""
+        ...
+
+    async def state(self, speaker: str, room: str, kind: str, key: str = "") -> dict[str, Any] | None:
+        """The content of a state of a room; None when there is none."""
+        ...
+
+    async def set_state(self, speaker: str, room: str, kind: str, content: Mapping[str, Any], key: str = "") -> str:
+        """Set a state of a room, at once; returns the event's id."""
+        ...
+
+    async def powers(self, speaker: str, room: str) -> "Powers":
+        """Who may do what in a room."""
+        ...
+
+    async def members(self, speaker: str, room: str) -> list[str]:
+        """The users that are in a room, sorted, not without end."""
+        ...
+
+    async def joined(self, speaker: str) -> list[str]:
+        """The rooms that a speaker's user is in."""
+        ...
+
+    async def create_room(  # noqa: PLR0913 - a room has these parts
+        self,
+        speaker: str,
+        name: str,
+        *,
+        invite: Sequence[str] = (),
+        public: bool = False,
+        alias: str | None = None,
+        topic: str = "",
+        space: bool = False,
+        encrypted: bool = False,
+    ) -> str:
+        """Make a room, with the speaker in it; returns its id."""
+        ...
+
+    async def space_child(  # noqa: PLR0913 - a listing has these parts
+        self, speaker: str, space: str, room: str, *, via: Sequence[str] = (), order: str = "", listed: bool = True
+    ) -> str:
+        """List a room in a space, or list it no more; returns the event's id."""
+        ...
+
+    async def resolve(self, alias: str) -> str | None:
+        """The id of the room that an alias leads to; None when it leads nowhere."""
+        ...
+
+    async def profile(self, user: str) -> "Profile | None":
+        """How a user is shown; None when there is no such user."""
         ...

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from mesh.bridges.matrix.crypto import MATRIX_SEALED
 from mesh.bridges.matrix.inbox import MATRIX_INBOX
 from mesh.bridges.matrix.outbox import MATRIX_OUTBOX
 
@@ -10,4 +11,4 @@ MATRIX_PROFILES: Final = """
         user_id TEXT PRIMARY KEY, name TEXT NOT NULL, avatar TEXT NOT NULL
     ) WITHOUT ROWID;
 """
-MATRIX_SCHEMA: Final = (MATRIX_INBOX + MATRIX_OUTBOX + MATRIX_PROFILES,)
+MATRIX_SCHEMA: Final = (MATRIX_INBOX + MATRIX_OUTBOX + MATRIX_PROFILES + MATRIX_SEALED,)

@@ -52,6 +52,11 @@ class Vault:
         with self._store.transaction():
             self._store.many("INSERT OR REPLACE INTO facts VALUES (?, ?)", list(facts.items()))
 
+    def unset(self, name: str) -> None:
+        """Forget a fact."""
+        with self._store.transaction():
+            self._store.execute("DELETE FROM facts WHERE name = ?", (name,))
+
     def room_for(self, device_id: str) -> Path:
         """The file of a device's keys, which exists already or is empty; those of other devices are deleted."""
         path = self._folder / f"olm-{hashlib.blake2b(device_id.encode(), digest_size=8).hexdigest()}.db"

@@ -1,0 +1,373 @@
+"""Encrypted rooms: whose devices there are, what is sealed for them, and what is opened on its way to the inbox.
+
+An event that no device can open is let through as it is, kept, and its key is asked for; when the key comes, the event
+comes to the inbox once more, opened. Devices exist only for users who sit in encrypted rooms, and nio is loaded with
+the first of them.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+
+import structlog
+
+from mesh.bridges.matrix.api import Api, As
+from mesh.bridges.matrix.errors import MatrixError, MatrixFull, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.inbox import SEALED, Inbound, Inbox, parse_event
+from mesh.bridges.matrix.port import ENCRYPTION, MEMBER
+from mesh.bridges.matrix.vault import Vault, users
+from mesh.store import Store
+from mesh.words import plain
+
+if TYPE_CHECKING:
+    from mesh.bridges.matrix.device import Device
+
+POLL_MS: Final = 30_000  # how long the homeserver waits for messages to a device
+BACKOFF_S: Final = (1.0, 60.0)  # first and longest wait after a failure, doubling between
+BEGIN_S: Final = 20.0  # for all devices to hear what they missed, before anything else is heard
+KEPT: Final = 10_000  # unopened events that are remembered; the oldest are forgotten
+REMEMBERED: Final = 100_000  # opened events whose place in their session is remembered, against repetition
+PRUNE_EVERY: Final = 1_000  # opened events between two prunings
+ROOMS: Final = 10_000  # rooms whose people are remembered
+
+MATRIX_SEALED: Final = """
+    CREATE TABLE matrix_sealed (
+        n INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, room TEXT NOT NULL, session TEXT NOT NULL,
+        event TEXT NOT NULL
+    );
+    CREATE INDEX matrix_sealed_session ON matrix_sealed (room, session);
+    CREATE TABLE matrix_opened (
+        n INTEGER PRIMARY KEY, session TEXT NOT NULL, number INTEGER NOT NULL, event_id TEXT NOT NULL,
+        UNIQUE (session, number)
+    );
+"""
+
+log = structlog.get_logger(__name__)
+
+
+class Owner(Protocol):
+    """Who has devices: one of the ways in."""
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a device or signing key that is lost may be replaced by a new one without anybody's password."""
+        ...
+
+    async def device_of(self, user: str, known: str | None) -> tuple[str, As | None]:
+        """The known device of a user if it still exists, or else another, and whom its requests are made for.
+
+        Raises MatrixUnavailable, MatrixRefused.
+        """
+        ...
+
+    async def seated(self, room: str) -> list[str]:
+        """Which of our users are in a room, as far as it can be found out."""
+        ...
+
+    def owns(self, user_id: str) -> bool:
+        """Whether a user is one of ours."""
+        ...
+
+
+class Crypto:
+    """The devices of one way in. `close` it."""
+
+    def __init__(self, api: Api, store: Store, inbox: Inbox, base: Path, owner: Owner) -> None:
+        self._api, self._store, self._inbox, self._base, self._owner = api, store, inbox, base, owner
+        self._devices = dict[str, Device]()
+        self._vaults = dict[str, Vault]()
+        self._lost = dict[str, MatrixError]()  # users whose keys cannot be had in this run, and why
+        self._making = asyncio.Lock()
+        self._people = dict[str, frozenset[str]]()  # by room
+        self._equipped = set[str]()  # rooms whose users of ours have devices
+        self._more = asyncio.Event()
+        self._opened = 0
+
+    def close(self) -> None:
+        """Close everything and let the folders go. Idempotent."""
+        for device in self._devices.values():
+            device.close()
+        for vault in self._vaults.values():
+            vault.close()
+        self._devices.clear()
+        self._vaults.clear()
+
+    async def device(self, user: str) -> "Device":
+        """A user's device, started. Raises MatrixUnavailable, MatrixRefused; MatrixError when its folder is taken."""
+        async with self._making:
+            if user in self._lost:
+                raise self._lost[user]
+            if user not in self._devices:
+                self._devices[user] = await self._make(user)
+                self._more.set()
+            return self._devices[user]
+
+    async def _make(self, user: str) -> "Device":
+        await asyncio.to_thread(_load)
+        from mesh.bridges.matrix.device import Device, KeysLost
+
+        vault = self._vaults.get(user) or Vault(self._base, user)
+        self._vaults[user] = vault
+        known = vault.get("device")
+        while True:
+            device_id, acting = await self._owner.device_of(user, known)
+            if device_id != vault.get("device"):
+                vault.set(user=user, device=device_id)
+                vault.unset("since")
+            device = Device(self._api, user, device_id, acting=acting, vault=vault, wanted=self._is_wanted)
+            try:
+                await device.start(replace=self._owner.replaces)
+            except KeysLost as error:
+                device.close()
+                if self._owner.replaces and known is not None:
+                    known = None
+                    continue
+                self._lost[user] = _lost(error)
+                raise self._lost[user] from error
+            except BaseException:
+                device.close()
+                raise
+            log.info("a device for encrypted rooms is ready", user=user, device=device_id)
+            return device
+
+    def _is_wanted(self, room: str, session: str) -> bool:
+        row = self._store.one("SELECT 1 FROM matrix_sealed WHERE room = ? AND session = ? LIMIT 1", (room, session))
+        return row is not None
+
+    async def begin(self) -> None:
+        """Have the users that had devices before hear what was sent to these meanwhile; failures are left to `run`."""
+        try:
+            async with asyncio.timeout(BEGIN_S):
+                for user in users(self._base):
+                    if self._owner.owns(user) and await self._has(user):
+                        await self._poll(self._devices[user], 0)
+        except (TimeoutError, MatrixError) as error:
+            log.warning("not all devices are ready; they will be when they are needed", reason=plain(str(error)))
+
+    async def run(self) -> NoReturn:
+        """Listen for each device until cancelled."""
+        listening = set[str]()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._more.clear()
+                for user in self._devices.keys() - listening:
+                    listening.add(user)
+                    group.create_task(self._listen(self._devices[user]), name=f"matrix device of {user}")
+                await self._more.wait()
+
+    async def _listen(self, device: "Device") -> NoReturn:
+        wait_s = BACKOFF_S[0]
+        while True:
+            try:
+                await self._poll(device, POLL_MS)
+            except (MatrixUnavailable, MatrixRefused) as error:
+                log.info("nothing comes to a device just now", user=device.user, reason=plain(str(error)))
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, BACKOFF_S[1])
+            else:
+                wait_s = BACKOFF_S[0]
+
+    async def _poll(self, device: "Device", timeout_ms: int) -> None:
+        keys = await device.poll(timeout_ms)
+        if keys is not None:
+            self._open_late(device, keys)
+            await device.mend()
+
+    async def hear(self, user: str, answer: Mapping[str, Any]) -> None:
+        """Take what an account's own sync says to its device."""
+        if device := self._devices.get(user):
+            self._open_late(device, device.take(answer))
+            try:
+                await device.mend()
+            except (MatrixUnavailable, MatrixRefused) as error:
+                log.info("keys could not be brought to the homeserver", reason=plain(str(error)))
+
+    async def seal(self, user: str, room: str, acting: As | None, kind: str, content: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+        """An event's content as it goes into an encrypted room. Raises MatrixUnavailable, MatrixRefused, MatrixError."""
+        device = await self.device(user)
+        if room not in self._people:
+            people = await self._who(room, acting)
+            if len(self._people) >= ROOMS:
+                self._people.clear()
+            self._people[room] = people
+        return await device.seal(room, self._people[room], kind, content)
+
+    async def _who(self, room: str, acting: As | None) -> frozenset[str]:
+        """Everybody in a room or invited, but for our own other users: they hear one another within the node."""
+        answer = await self._api.call("GET", ("client", "v3", "rooms", room, "members"), acting=acting)
+        found = set[str]()
+        for raw in answer.get("chunk", ()):
+            event = parse_event(raw, "account", room)
+            if event and event.kind == MEMBER and event.state_key:
+                there = event.content.get("membership") in {"join", "invite"}
+                if there and not self._owner.owns(event.state_key):
+                    found.add(event.state_key)
+        return frozenset(found)
+
+    def forget_people(self, room: str) -> None:
+        """Ask anew who is in a room: somebody may have come or gone unnoticed."""
+        self._people.pop(room, None)
+
+    async def opened(self, events: Iterable[Inbound], *, catch_up: bool) -> list[Inbound]:
+        """The events with those opened that can be. `catch_up`: their keys may just be arriving another way.
+
+        Raises StoreFailed.
+        """
+        found = list(events)
+        await self._notice(found)
+        if not any(_is_sealed(event) for event in found):
+            return found
+        found = [self._try(event) for event in found]
+        if catch_up and any(_is_sealed(event) for event in found):
+            await self._catch_up()
+            found = [self._try(event) for event in found]
+        for event in found:
+            if _is_sealed(event):
+                await self._keep(event)
+        return found
+
+    async def _notice(self, events: list[Inbound]) -> None:
+        """See who came and went, and that our users in encrypted rooms have devices."""
+        rooms = dict[str, None]()
+        for event in events:
+            if event.kind == MEMBER:
+                self.forget_people(event.room)
+                if self._owner.owns(event.state_key or ""):
+                    self._equipped.discard(event.room)
+                    if self._inbox.is_encrypted(event.room) and event.content.get("membership") == "join":
+                        rooms[event.room] = None
+            elif event.kind in {ENCRYPTION, SEALED}:
+                rooms[event.room] = None
+        for room in rooms.keys() - self._equipped:
+            await self.equip(room)
+
+    async def equip(self, room: str) -> None:
+        """Have devices for our users in an encrypted room; what fails is tried again when it is needed."""
+        try:
+            for user in await self._owner.seated(room):
+                await self.device(user)
+        except MatrixError as error:
+            log.warning("nobody of ours can read in an encrypted room just now", room=room, reason=plain(str(error)))
+        else:
+            self._equipped.add(room)
+
+    async def equip_one(self, user: str) -> None:
+        """Have a device for one of our users who is about to enter an encrypted room."""
+        await self._has(user)
+
+    async def _has(self, user: str) -> bool:
+        try:
+            await self.device(user)
+        except MatrixError as error:
+            log.warning("a user has no device for encrypted rooms just now", user=user, reason=plain(str(error)))
+            return False
+        return True
+
+    async def _catch_up(self) -> None:
+        """Have all devices hear what was sent to them until now: a key is sent before what it opens."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for device in list(self._devices.values()):
+                    group.create_task(self._poll(device, 0), name=f"matrix device of {device.user}")
+        except* (MatrixUnavailable, MatrixRefused) as errors:
+            log.info("devices cannot be asked for keys just now", failures=len(errors.exceptions))
+
+    def _try(self, event: Inbound) -> Inbound:
+        """The event, opened if one of our devices can."""
+        if _is_sealed(event):
+            for device in self._devices.values():
+                if opened := self._open(device, event):
+                    return opened
+        return event
+
+    def _open(self, device: "Device", event: Inbound) -> Inbound | None:
+        inside = device.open(event)
+        if inside is None:
+            return None
+        kind, content, number = inside
+        if not self._is_first(str(event.content["session_id"]), number, event.event_id):
+            log.warning("what was said once is served as another event; it stays closed", room=event.room)
+            return None
+        raw = {
+            "event_id": event.event_id,
+            "room_id": event.room,
+            "sender": event.sender,
+            "type": kind,
+            "content": content,
+            "origin_server_ts": event.at_ms,
+        }
+        return parse_event(raw, event.way)
+
+    def _is_first(self, session: str, number: int, event_id: str) -> bool:
+        """Whether no other event had this place in a session: a homeserver could serve old words as new ones."""
+        with self._store.transaction():
+            self._store.insert(
+                "INSERT OR IGNORE INTO matrix_opened (session, number, event_id) VALUES (?, ?, ?)",
+                (session, number, event_id),
+            )
+            self._opened += 1
+            if self._opened % PRUNE_EVERY == 0:
+                self._prune("matrix_opened", REMEMBERED)
+        held = self._store.one("SELECT event_id FROM matrix_opened WHERE session = ? AND number = ?", (session, number))
+        return held is None or held[0] == event_id
+
+    def _prune(self, table: str, kept: int) -> None:
+        self._store.execute(f"DELETE FROM {table} WHERE n <= (SELECT max(n) FROM {table}) - ?", (kept,))  # noqa: S608 - our words
+
+    async def _keep(self, event: Inbound) -> None:
+        """Remember an event that cannot be opened, and ask for its key once."""
+        session = event.content.get("session_id")
+        if not isinstance(session, str):
+            return
+        asked = self._is_wanted(event.room, session)
+        with self._store.transaction():
+            new = self._store.insert(
+                "INSERT OR IGNORE INTO matrix_sealed (event_id, room, session, event) VALUES (?, ?, ?, ?)",
+                (event.event_id, event.room, session, json.dumps(asdict(event))),
+            )
+            if new:
+                self._prune("matrix_sealed", KEPT)
+        if asked or not new:
+            return
+        try:
+            for user in await self._owner.seated(event.room):
+                if device := self._devices.get(user):
+                    await device.ask(event)
+        except MatrixError as error:
+            log.info("a key cannot be asked for just now", reason=plain(str(error)))
+
+    def _open_late(self, device: "Device", keys: Iterable[tuple[str, str]]) -> None:
+        """Bring the events that wait for these keys to the inbox, oldest first."""
+        for room, session in keys:
+            rows = self._store.rows(
+                "SELECT event FROM matrix_sealed WHERE room = ? AND session = ? ORDER BY n", (room, session)
+            )
+            opened = [one for (text,) in rows if (one := self._open(device, Inbound(**json.loads(text))))]
+            if not opened:
+                continue
+            try:
+                self._inbox.take(opened)
+            except MatrixFull:
+                log.warning("too much waits to open what came late", events=len(opened))
+                continue
+            with self._store.transaction():
+                self._store.many(
+                    "DELETE FROM matrix_sealed WHERE event_id = ?", [(event.event_id,) for event in opened]
+                )
+
+
+def _load() -> None:
+    """Load nio, which takes a second, away from the loop."""
+    import mesh.bridges.matrix.device as _  # pyright: ignore[reportUnusedImport] - for its loading alone
+
+
+def _lost(error: Exception) -> MatrixRefused:
+    told = f"{error}: log this account in again (mesh matrix login), which gives it a new device"
+    return MatrixRefused(told, "KEYS_LOST", 0)
+
+
+def _is_sealed(event: Inbound) -> bool:
+    return event.kind == SEALED and event.state_key is None
