@@ -35,6 +35,10 @@ class Eraser:
         self._bus, self._store, self._clock, self._forgetting = bus, store, clock, forgetting
         self._refused: set[int] = set()
 
+    def waiting(self) -> int:
+        """How many erasures are still to be done, those left aside that the server has refused."""
+        return len({seq for (seq,) in self._store.rows("SELECT seq FROM erasures")} - self._refused)
+
     async def run(self) -> None:
         """Erase for ever. Raises StoreFailed."""
         while True:

@@ -78,6 +78,10 @@ class Ledger:
         """The stream sequence up to which everything is kept."""
         return self._store.one("SELECT seq FROM cursor")[0]
 
+    def erasing(self) -> int:
+        """How many erasures are still under way after redactions."""
+        return self._eraser.waiting()
+
     def marks_of(self, mesh: MeshId, node: NodeId) -> dict[str, int]:
         """The highest frame sequence heard from a node, by basin."""
         return self._marks.of(mesh, node)

@@ -194,11 +194,17 @@ class Node:
         try:
             async with asyncio.timeout(timeout_s):
                 await self.runtime.drain()
-                while self.outbox.waiting() or self.ledger.cursor < await self.ground.bus.last_seq():  # noqa: ASYNC110 - both move in other tasks, and the stream in another process
+                while await self._busy():  # noqa: ASYNC110 - it ends in other tasks, and in another process
                     await asyncio.sleep(SETTLE_S)
         except (TimeoutError, MeshError):
             return False
         return True
+
+    async def _busy(self) -> bool:
+        """Whether anything is on its way to the stream, from it, or out of it."""
+        if self.outbox.waiting() or self.ledger.erasing():
+            return True
+        return self.ledger.cursor < await self.ground.bus.last_seq()
 
     def _sequences(self) -> dict[str, int]:
         """The last sequence this node used, by basin."""

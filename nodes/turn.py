@@ -74,6 +74,8 @@ class Roster:
         text = entry.act.text[:MATCHED].lower()
         mentioned = self._called(_MENTIONS.findall(text)) | {name for name in addressees(entry.act) if name in self.ems}
         named = self.named(text)
+        if entry.act.body.get("thread") is True and mentioned | named:
+            answered = None  # in a thread of one em's, another was called
         addressed = mentioned | named | {name for name in (answered,) if name in self.ems}
         unanswerable = _unanswerable(entry)
         floor = None if unanswerable or addressed - {entry.act.author} else self._floor(entry)

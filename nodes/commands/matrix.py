@@ -53,6 +53,7 @@ def _ways(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to it
     secret.add_argument("--password-file", type=Path, metavar="FILE", help="holds the password")
     secret.add_argument("--token-file", type=Path, metavar="FILE", help="holds an access token in place of a password")
     login.add_argument("--em", metavar="EM", help="the account is this em's own, beside the node's")
+    login.add_argument("--new-keys", action="store_true", help="for encrypted rooms, where others signed the account")
     login.add_argument("--owner", metavar="USER", help="your own Matrix user, who may invite ems: @mara:example.org")
     logout = _action(actions, "logout", "log an account out at its homeserver, and forget it")
     logout.set_defaults(run=_late("matrix_login", "logout"))

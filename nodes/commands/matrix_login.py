@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nodes.home import Home
     from nodes.matrix.login import Login
 
+KEYS: Final = "matrix"  # in data/: the keys of encrypted rooms, where the bridge keeps them as well
 MAX_SECRET: Final = 4_096  # bytes of a password's or token's file
 USER: Final = re.compile(r"@[^\s:]{1,254}:[^\s:]\S{0,229}")
 
@@ -34,13 +35,18 @@ async def login(options: argparse.Namespace) -> None:
     _require_place(home, options.em, before)
     if options.user is None and options.token_file is None:
         raise NodeError("whose account? give USER as well, or an access token: --token-file FILE")
+    if options.new_keys and options.token_file is not None:
+        raise NodeError("new signing keys need the account's password, not a token")
     url = await homeserver.find(options.homeserver)
     await homeserver.look(url, now_ms)  # nothing secret goes to what is no homeserver
-    session = await _log_in(url, options)
-    login = before or Login(url)
-    login = replace(login, owner=owner or login.owner)
-    if problem := _taken(session, login, options.em):
-        if options.token_file is None:
+    password = None if options.token_file is not None else _password(options)
+    session = await _log_in(url, options, password)
+    login = replace(before or Login(url), owner=owner or (before.owner if before else None))
+    problem = _taken(session, login, options.em)
+    if problem is None and options.new_keys and password is not None:
+        problem = await _new_keys(home, session, password)
+    if problem is not None:
+        if password is not None:
             await _log_out(session)
         raise NodeError(problem)
     if options.em is None:
@@ -83,15 +89,27 @@ def _taken(session: "Session", login: "Login", em: str | None) -> str | None:
     return f"{session.user_id} is the account of {holder} already; use another" if holder else None
 
 
-async def _log_in(url: str, options: argparse.Namespace) -> "Session":
-    """A session. Raises NodeError, with what to do."""
+async def _new_keys(home: "Home", session: "Session", password: str) -> str | None:
+    """Give an account signing keys that the node has; returns why that was not possible."""
+    from mesh.bridges.matrix.account import sign_anew
+    from mesh.bridges.matrix.errors import MatrixError
+
+    try:
+        await sign_anew(session, home.data / KEYS, password)
+    except MatrixError as error:
+        return f"{session.user_id} cannot have new signing keys: {error}"
+    return None
+
+
+async def _log_in(url: str, options: argparse.Namespace, password: str | None) -> "Session":
+    """A session, by password or else by token. Raises NodeError, with what to do."""
     from mesh.bridges.matrix.account import check_token, log_in
     from mesh.bridges.matrix.errors import MatrixError, MatrixLoggedOut, MatrixRefused
     from mesh.words import plain
 
     try:
-        if options.token_file is None:
-            return await log_in(url, options.user, _password(options))
+        if password is not None:
+            return await log_in(url, options.user, password)
         session = await check_token(url, _secret(options.token_file))
     except MatrixLoggedOut:
         raise NodeError(

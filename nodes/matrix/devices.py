@@ -49,11 +49,14 @@ def check_user(user: str, answer: Mapping[str, Any]) -> Check:
     own = _dict(_dict(answer.get("self_signing_keys")).get(user))
     top, public = _key(master), _key(own)
     if top is None or public is None or not is_signed(own, user, top):
-        told = f"{name} has no keys that sign its devices, so strict clients let it read nothing; restart the node"
+        told = f"{name} has no keys that sign its devices, so strict clients share no keys; restart the node"
         return Check("devices", "warn", told)
     strange = sorted(plain(key, 40) for key, one in devices.items() if not is_signed(one, user, public))
     if strange:
-        told = f"{name} has devices that it has not signed: {', '.join(strange)}; log them out if they are not yours"
+        told = (
+            f"{name} has not signed {', '.join(strange)}, so strict clients share no keys; a device that is not the"
+            " node's: log it out; the node's, with an account: mesh matrix login … --new-keys"
+        )
         return Check("devices", "warn", told)
     return Check("devices", "ok", f"{name}: {', '.join(sorted(plain(key, 40) for key in devices))}, signed")
 

@@ -74,7 +74,8 @@ class Inward:
         to = [scene.users[user] for user in heard.mentions if user in scene.users]
         if scene.alone and not to and not is_bot:
             to = [scene.alone]
-        facts = {"media": list(media), "bot": is_bot, "to": to, "quiet": quiet}
+        in_thread = heard.thread is not None and heard.reply_to is None
+        facts = {"media": list(media), "bot": is_bot, "to": to, "quiet": quiet, "thread": in_thread}
         body = {"text": _text(heard)} | {name: value for name, value in facts.items() if value}
         act = self._act(event, "say", self._refs(heard), body, scene, "late" if late else "")
         act = self._chained(act, event, heard, is_bot=is_bot)
@@ -182,7 +183,7 @@ class Inward:
             return f"more than {settings.messages_per_minute} messages a minute"
         if not any(user in scene.users for user in heard.mentions) and not scene.called(heard.text):
             return None  # nobody is called: `decide` says so, and it costs the machine nothing
-        if not self.tables.heed(event.sender, now, WINDOW_MINUTES * MINUTE_MS, settings.bot_messages):
+        if not self.tables.heed(f"machine {event.sender}", now, WINDOW_MINUTES * MINUTE_MS, settings.bot_messages):
             return f"a machine's {settings.bot_messages} messages in {WINDOW_MINUTES} minutes are used up"
         if self.tables.spent_since_person(event.room, scene.basin) >= settings.room_tokens:
             return f"the room's {settings.room_tokens} tokens are spent until a person speaks"

@@ -107,9 +107,10 @@ class Lobby:
         return leaving
 
     async def known(self, room: str) -> str:
-        """The id of a room that is given by id or by the name that people gave it. Raises MatrixRefused."""
+        """The id of a room that is given by id, by alias or by the name that people gave it. Raises MatrixRefused."""
+        meant = await self._port.resolve(room) if room.startswith("#") else room
         for identity, _, name in self.tables.rooms():
-            if room in {identity, name}:
+            if identity == meant or name == room:
                 return identity
         raise MatrixRefused(f"none of ours sits in {plain(room)}; mesh matrix rooms shows where they do", "NO_ROOM", 0)
 

@@ -87,6 +87,8 @@ class Outward:
 
     def _show_in(self, room: str, act: Act, voice: str, *, relayed: bool) -> bool:
         speaker = self.who(voice)
+        if relayed and not self.port.caps.separate_identities:
+            speaker = Speaker(voice, act.author)  # the port puts the name before the words
         if act.kind == "redact":
             return self._redact(room, act)
         if act.kind in {"edit", "react"}:

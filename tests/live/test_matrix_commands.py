@@ -2,17 +2,22 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from homeserver import INSTALLED, Synapse, free_port
-from process import make_home
+from matrix_rig import Human
+from nio import AsyncClient, AsyncClientConfig, MessageDirection, RoomMessageText, RoomPreset
+from process import make_home, up
 
 from mesh.bridges.matrix.account import check_token
+from mesh.bridges.matrix.api import Access, Api
+from mesh.bridges.matrix.crosssigning import SigningKeys
 from mesh.bridges.matrix.errors import MatrixLoggedOut
 from nodes.cli import main
 from nodes.home import Home
@@ -21,6 +26,7 @@ from nodes.matrix.login import REGISTRATION_FILE, Login, read_login, write_login
 
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: nothing of Matrix is proved")
 
+EMS_THERE = ("@_mesh_aporia:localhost", "@_mesh_ruri:localhost")
 EMS = {"aporia": "reply_on_name: true\n", "ruri": "reply_on_name: true\n"}
 
 
@@ -100,7 +106,7 @@ async def test_a_registration_from_nothing_to_being_known(told: Any, home: Home,
         assert (state, "app_service_config_files" in line) == ("fail", True)
         await restarted(synapse, home)
         found = await examined(told, home)
-        assert found["token"] == [("ok", "the homeserver knows the node as @_mesh_bot:localhost")]
+        assert found["token"] == [("ok", "the homeserver knows the node as @_mesh__bot:localhost")]
         assert found["push"][0][0] == "warn"
         assert "start it with: mesh up" in found["node"][0][1]
         made = login_of(home).registration
@@ -186,3 +192,211 @@ async def test_a_homeserver_that_is_away_keeps_nobody_from_logging_out(
     code, written = await told("logout", "--home", home.path)
     assert (code, "forgotten here, and not logged out" in written) == (0, True)
     assert read_login(home.keys) is None
+
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "matrix.md"
+
+
+def typed() -> list[list[str]]:
+    """What docs/matrix.md has a person type, as words."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return [line.split()[1:] for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:nio")  # of nio's own making
+async def test_the_ten_minutes_of_the_page(told: Any, home: Home, folder: Path, tmp_path: Path) -> None:
+    """Every line of docs/matrix.md in order, from nothing to talking with two ems, restart included."""
+    commands = {" ".join(words[:2]) if words[0] == "matrix" else words[0]: words[1:] for words in typed()}
+    listen = f"127.0.0.1:{free_port()}"
+
+    async def do(name: str, *more: str | Path) -> str:
+        words = [word.replace("http://127.0.0.1:8008", synapse.url) for word in commands[name]]
+        code, written = await told(*words, *more, "--home", home.path)
+        assert code == 0, written
+        return written
+
+    async with Synapse(folder) as synapse, somebody(synapse, "mara") as mara, Sealing(mara, tmp_path) as secret:
+        await do("matrix register", "--listen", listen)
+        await restarted(synapse, home)
+        async with up(home):
+            assert "fail" not in await do("matrix doctor")
+            room = await mara.room(preset=RoomPreset.public_chat, alias="lounge")
+            assert "aporia, ruri joined" in await do("matrix join")
+            await mara.say(room, "aporia, one task for today?")
+            await answers(mara, room, "@_mesh_aporia:localhost", 1)
+            await mara.say(room, "ruri?")
+            await answers(mara, room, "@_mesh_ruri:localhost", 1)
+            assert room in await do("matrix rooms")
+            assert "is ready" in await do("matrix status")
+            sealed = await secret.room(*EMS_THERE)
+            await secret.say(sealed, "aporia, can you read this?")
+            await secret.reads(sealed, EMS_THERE[0], 1)
+            await secret.say(sealed, "ruri, and you?")
+            await secret.reads(sealed, EMS_THERE[1], 1)
+            found = await examined(told, home)
+            assert {state for checks in found.values() for state, _ in checks} == {"ok"}, found
+            assert [user for _, user in found["devices"] if "signed" in user], found
+        await mara.say(room, "ruri, still there?")
+        await secret.say(sealed, "aporia, still there?")
+        async with up(home):
+            await answers(mara, room, "@_mesh_ruri:localhost", 2)
+            await secret.reads(sealed, EMS_THERE[0], 2)
+            code, written = await told("leave", "lounge:localhost", "--home", home.path)
+            assert (code, "aporia, ruri left" in written) == (0, True), written
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:nio")  # of nio's own making
+async def test_who_comes_and_goes(told: Any, home: Home, folder: Path) -> None:
+    """Private rooms, single ems, a space, an em that is put out, and a node that was started too early."""
+    here = ("--home", home.path)
+    register = ("--server-name", "localhost", "--owner", "@mara:localhost", "--listen", f"127.0.0.1:{free_port()}")
+    async with Synapse(folder) as synapse, somebody(synapse, "mara") as mara:
+        async with up(home):
+            assert (await told("register", synapse.url, *register, *here))[0] == 0
+            code, written = await told("rooms", *here)
+            assert (code, "stop it and start it again: mesh up --home" in written) == (1, True)
+        await restarted(synapse, home)
+        async with up(home):
+            assert "bring a basin into one" in (await told("doctor", *here))[1]
+            room = await mara.room()
+            code, written = await told("join", room, "--basin", "yappings", *here)
+            assert (code, "invite @_mesh__bot:localhost to it in your client" in written) == (1, True)
+            code, written = await told("join", "nowhere:localhost", "--basin", "yappings", *here)
+            assert (code, len(written.splitlines())) == (1, 1)
+            code, written = await told("leave", "nowhere:localhost", *here)
+            assert (code, "mesh matrix rooms shows where they do" in written) == (1, True)
+            await mara.client.room_invite(room, "@_mesh__bot:localhost")
+            code, written = await told("join", room, "--basin", "yappings", "--ems", "aporia,nobody", *here)
+            assert (code, "aporia joined" in written, "no em nobody" in written) == (0, True, True), written
+            code, written = await told("invite", "ruri", room, *here)
+            assert (code, "ruri is in" in written, "@_mesh_ruri:localhost" in written) == (0, True, True)
+            code, written = await told("space", "--json", *here)
+            assert (code, json.loads(written)["rooms"]) == (0, 1)
+            assert (await told("space", "--name", "ours", *here))[0] == 0
+            assert "ruri left" in (await told("leave", room, "--em", "ruri", *here))[1]
+            await mara.client.room_kick(room, "@_mesh_aporia:localhost", "enough\x1b[2J")
+            while "WHO LEFT" not in (written := (await told("rooms", *here))[1]) or "enough" not in written:
+                await asyncio.sleep(0.05)
+            assert "\x1b" not in written
+            states = {line for _, line in (await examined(told, home))["room"]}
+            assert any("aporia is not in" in line and "@mara:localhost" in line for line in states)
+            assert not any("ruri is not in" in line for line in states)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:nio")  # of nio's own making
+async def test_the_account_of_the_page(told: Any, home: Home, folder: Path, tmp_path: Path) -> None:
+    """The page's login, with the password from a file: two ems answer through one user."""
+    here = ("--home", home.path)
+    (words,) = [words[2:] for words in typed() if words[:2] == ["matrix", "login"]]
+    (tmp_path / "word").write_text("secret", "utf-8")
+    async with Synapse(folder) as synapse, somebody(synapse, "mara") as mara:
+        await synapse.register("amp", "secret")
+        words = [word.replace("http://127.0.0.1:8008", synapse.url) for word in words]
+        assert (await told("login", *words, "--password-file", tmp_path / "word", *here))[0] == 0
+        async with up(home):
+            room = await mara.room(preset=RoomPreset.public_chat, alias="lounge")
+            assert "aporia, ruri joined" in (await told("join", "lounge:localhost", "--basin", "yappings", *here))[1]
+            await mara.say(room, "aporia, are you there?")
+            await answers(mara, room, "@amp:localhost", 1)
+            await mara.say(room, "ruri, and you?")
+            await answers(mara, room, "@amp:localhost", 2)
+            found = await examined(told, home)
+            assert [state for state, _ in found["room"] + found["bridge"] + found["token"]] == ["ok", "ok", "ok"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:nio")  # of nio's own making
+async def test_an_account_that_a_client_has_signed_gets_keys_of_the_nodes_own(
+    told: Any, home: Home, folder: Path, tmp_path: Path
+) -> None:
+    here = ("--home", home.path)
+    (tmp_path / "word").write_text("secret", "utf-8")
+    async with Synapse(folder) as synapse, somebody(synapse, "mara") as mara, Sealing(mara, tmp_path) as secret:
+        made = await synapse.register("amp", "secret")
+        api = Api(Access(synapse.url, made["access_token"]))
+        path = ("client", "v3", "keys", "device_signing", "upload")
+        await api.call("POST", path, SigningKeys.new().upload("@amp:localhost"))
+        await api.close()
+        login = ("login", synapse.url, "amp", "--password-file", tmp_path / "word", *here)
+        assert (await told(*login, "--owner", "@mara:localhost"))[0] == 0
+        async with up(home):
+            await secret.room("@amp:localhost")
+            while "devices" not in (found := await examined(told, home)) or "no keys" in found["devices"][0][1]:
+                await asyncio.sleep(0.05)
+            ((state, line),) = found["devices"]
+            assert (state, "--new-keys" in line) == ("warn", True)
+            code, written = await told(*login, "--new-keys")
+            assert (code, "another process uses the keys" in written) == (1, True)
+        assert (await told(*login, "--new-keys"))[0] == 0
+        async with up(home):
+            room = await secret.room("@amp:localhost")
+            await secret.say(room, "aporia?")
+            await secret.reads(room, "@amp:localhost", 1)
+            assert [state for state, _ in (await examined(told, home))["devices"]] == ["ok"]
+
+
+class Sealing:
+    """Another client of a person, which encrypts."""
+
+    def __init__(self, human: Human, folder: Path) -> None:
+        self.url, self.user, self.folder = human.client.homeserver, human.id, folder
+
+    async def __aenter__(self) -> Self:
+        config = AsyncClientConfig(encryption_enabled=True)
+        self.client = AsyncClient(self.url, self.user, store_path=str(self.folder), config=config)
+        await self.client.login("secret")
+        await self.client.keys_upload()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+
+    async def sync(self) -> None:
+        await self.client.sync(0, full_state=True)
+        if self.client.should_upload_keys:
+            await self.client.keys_upload()
+        if self.client.should_query_keys:
+            await self.client.keys_query()
+
+    async def room(self, *invited: str) -> str:
+        """A new encrypted room, once everybody who was invited is there."""
+        sealing = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+        room = str((await self.client.room_create(invite=invited, initial_state=[sealing])).room_id)
+        while len((await self.client.joined_members(room)).members) <= len(invited):
+            await asyncio.sleep(0.02)
+        return room
+
+    async def say(self, room: str, text: str) -> None:
+        await self.sync()
+        content = {"msgtype": "m.text", "body": text}
+        await self.client.room_send(room, "m.room.message", content, ignore_unverified_devices=True)
+
+    async def reads(self, room: str, user: str, number: int) -> None:
+        """Wait until this client can read so many things that a user said, edits aside."""
+        said = list[Any]()
+        while len(said) < number:
+            await self.sync()
+            page = await self.client.room_messages(room, "", direction=MessageDirection.front, limit=500)
+            said = [one for one in page.chunk if one.sender == user and isinstance(one, RoomMessageText)]
+            said = [one for one in said if "m.new_content" not in one.source["content"]]
+        assert len(said) == number
+
+
+@asynccontextmanager
+async def somebody(synapse: Synapse, name: str) -> AsyncIterator[Human]:
+    """A person with an ordinary client."""
+    human = Human(synapse, await synapse.register(name, "secret"))
+    try:
+        yield human
+    finally:
+        await human.client.close()
+
+
+async def answers(human: Human, room: str, user: str, number: int) -> None:
+    """Wait until a user has said so many things in a room, edits aside."""
+    while True:
+        events = [event["content"] for event in await human.events(room) if event["sender"] == user]
+        said = [one for one in events if "m.new_content" not in one]
+        assert len(said) <= number
+        if len(said) == number:
+            return
+        await asyncio.sleep(0.02)

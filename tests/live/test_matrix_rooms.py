@@ -19,7 +19,7 @@ from mesh.bridges.matrix.calls import Profile
 from mesh.bridges.matrix.content import message
 from mesh.bridges.matrix.errors import BadContent, MatrixRefused
 from mesh.bridges.matrix.inbox import Inbound
-from mesh.bridges.matrix.port import ENCRYPTION, MEMBER, MESSAGE, Speaker
+from mesh.bridges.matrix.port import ENCRYPTED, ENCRYPTION, MEMBER, MESSAGE, Speaker
 from mesh.bridges.matrix.registration import Registration
 from mesh.bridges.matrix.rooms import (
     ALIAS,
@@ -204,13 +204,15 @@ async def test_makes_rooms_and_lists_them_in_a_space(port: Port, human: Human) -
     assert await port.send(ADA, tea, MESSAGE, message("welcome"), "k")
 
 
-async def test_makes_an_encrypted_room_and_never_speaks_in_clear_there(port: Port) -> None:
-    room = await port.create_room("ada", "Secret", encrypted=True)
+async def test_makes_an_encrypted_room_and_never_speaks_in_clear_there(port: Port, human: Human) -> None:
+    room = await port.create_room("ada", "Secret", encrypted=True, invite=[human.id])
     found = await port.state("ada", room, ENCRYPTION)
     assert found
     assert found["algorithm"] == "m.megolm.v1.aes-sha2"
-    with pytest.raises(MatrixRefused, match="encrypted"):
-        await port.send(ADA, room, MESSAGE, message("in clear"), "k")
+    sent = await port.send(ADA, room, MESSAGE, message("not in clear"), "k")
+    await human.client.join(room)
+    assert await human.events(room) == []
+    assert [event["event_id"] for event in await human.events(room, ENCRYPTED)] == [sent]
 
 
 async def test_profiles_of_others(port: Port, human: Human) -> None:

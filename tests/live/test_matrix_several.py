@@ -1,20 +1,22 @@
 """A node with one way for all its ems and accounts of their own for some, on a real Synapse."""
 
 import asyncio
-from collections.abc import AsyncIterator, Generator
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from homeserver import INSTALLED, Synapse
 from matrix_rig import Human, new_session, new_way, person, running, take, take_until
-from nio import AsyncClient
+from nio import AsyncClient, AsyncClientConfig, MessageDirection, RoomMessageText
 
 from mesh.bridges.matrix.account import Account, Session
 from mesh.bridges.matrix.appservice import AppService
 from mesh.bridges.matrix.common import Own
 from mesh.bridges.matrix.content import Relation, later, message, reaction, redaction
 from mesh.bridges.matrix.errors import MatrixLoggedOut
-from mesh.bridges.matrix.port import MESSAGE, REACTION, REDACTION, Speaker
+from mesh.bridges.matrix.port import ENCRYPTION, MESSAGE, REACTION, REDACTION, Speaker
 from mesh.bridges.matrix.registration import Registration
 from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.bridges.matrix.several import Several
@@ -62,7 +64,7 @@ class Rig:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shared]:
-    spare = [new_way() for _ in range(8)]
+    spare = [new_way() for _ in range(10)]
     synapse = Synapse(tmp_path_factory.mktemp("synapse"), [one.text() for one, _ in spare])
     try:
         asyncio.run(synapse.start())
@@ -169,6 +171,56 @@ async def test_the_same_calls_reach_the_speakers_own_user(rig: Rig) -> None:
         members = {one.user_id for one in (await human.client.joined_members(room)).members}
         assert ada not in members
         assert rig.port.user_id("bob") in members
+
+
+@asynccontextmanager
+async def encrypting(synapse: Synapse, folder: Path) -> AsyncGenerator[AsyncClient]:
+    """A person with an encrypting client."""
+    login = await synapse.register(f"human{os.urandom(4).hex()}", "secret")
+    client = AsyncClient(
+        synapse.url, login["user_id"], store_path=str(folder), config=AsyncClientConfig(encryption_enabled=True)
+    )
+    client.restore_login(login["user_id"], login["device_id"], login["access_token"])
+    try:
+        await client.keys_upload()
+        yield client
+    finally:
+        await client.close()
+
+
+async def catch_up(client: AsyncClient) -> None:
+    """Hear everything, and do what an encrypting client does after it."""
+    await client.sync(0, full_state=True)
+    if client.should_query_keys:
+        await client.keys_query()
+    if client.should_claim_keys:
+        await client.keys_claim(client.get_users_for_key_claiming())
+    await client.send_to_device_messages()
+
+
+async def test_in_an_encrypted_room_each_seals_its_own_and_hears_once(rig: Rig, tmp_path: Path) -> None:
+    """A person reads Ada's and Bob's words under their own users, and what the person says arrives open and once."""
+    sealing = {"type": ENCRYPTION, "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+    async with encrypting(rig.synapse, tmp_path) as client, running(rig.port):
+        await catch_up(client)
+        users = [await rig.port.ensure(speaker) for speaker in (ADA, BOB)]
+        room = (await client.room_create(invite=users, initial_state=[sealing])).room_id
+        for speaker in (ADA, BOB):
+            await rig.port.join(speaker.key, room)
+        for speaker in (ADA, BOB):
+            await rig.port.send(speaker, room, MESSAGE, message("sealed"), "k")
+        said = dict[str, str]()
+        while len(said) < 2:
+            await catch_up(client)
+            page = await client.room_messages(room, "", direction=MessageDirection.front, limit=50)
+            said = {event.sender: event.body for event in page.chunk if isinstance(event, RoomMessageText)}
+        assert said == {users[0]: "sealed", users[1]: said[users[1]]}
+        assert said[users[1]].endswith("sealed")
+        for text in ("one", "two"):
+            await catch_up(client)
+            content = {"msgtype": "m.text", "body": text}
+            await client.room_send(room, MESSAGE, content, ignore_unverified_devices=True)
+        assert [event.content["body"] for event in await take_until(rig.port.inbox, "two")] == ["one", "two"]
 
 
 async def test_a_revoked_login_is_reported_and_silences_its_speaker_alone(rig: Rig) -> None:

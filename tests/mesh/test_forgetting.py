@@ -231,6 +231,22 @@ def test_what_waits_in_the_outbox_is_emptied_too(book: Book, store: Store) -> No
     assert not on_disk(store)
 
 
+@pytest.mark.parametrize("times", [1, 40, 3000])
+def test_no_free_page_holds_what_waited_in_the_outbox(book: Book, store: Store, times: int) -> None:
+    """What was sent long ago left its table then, not when it is taken back; long acts fill pages of their own."""
+    outbox = Outbox(MemoryBroker().connect(), store, NODE, certificate(NODE), lambda: NOW)
+    secret = root(WORDS * times, 1)
+    with store.transaction():
+        for act in (root("before", 3), secret, *(root("after", n) for n in range(10, 200))):
+            outbox.put("yappings", act)
+    book.keep(frame(1, secret))
+    with store.transaction():
+        store.execute("DELETE FROM outbox")
+    book.keep(frame(2, about(secret, "redact", "", 9)))
+    assert store.scrub()
+    assert not on_disk(store)
+
+
 def test_a_database_of_before_honours_old_redactions_when_it_has_read_the_stream_again(tmp_path: Path) -> None:
     path = tmp_path / "node.db"
     old = Store(path, {"mesh": MESH_SCHEMA[:1]})

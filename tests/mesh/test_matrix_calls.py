@@ -1,5 +1,6 @@
 """Files from homeservers of all sorts, without a homeserver."""
 
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,8 +24,8 @@ async def account(path: Path, answers: dict[str, Any]) -> AsyncGenerator[tuple[A
 
     async def handler(request: web.Request) -> web.StreamResponse:
         asked.append((request.path, "Authorization" in request.headers))
-        answer = answers.get(request.path, web.json_response({"errcode": "M_UNRECOGNIZED"}, status=404))
-        return await answer(request) if callable(answer) else answer
+        answer = answers.get(request.path, {"status": 404, "text": '{"errcode": "M_UNRECOGNIZED"}'})
+        return await answer(request) if callable(answer) else web.Response(**answer)
 
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", handler)
@@ -42,16 +43,19 @@ async def account(path: Path, answers: dict[str, Any]) -> AsyncGenerator[tuple[A
 
 
 async def test_old_homeservers_have_files_elsewhere(tmp_path: Path) -> None:
-    async with account(tmp_path, {OLD: web.Response(body=b"old", content_type="image/png")}) as (one, asked):
+    async with account(tmp_path, {OLD: {"body": b"old", "content_type": "image/png"}}) as (one, asked):
         assert await one.download("mxc://x/y", 3) == (b"old", "image/png")
     assert [path for path, _ in asked] == [NEW, OLD]
 
 
+def moved(target: str) -> dict[str, Any]:
+    return {"status": 307, "headers": {"Location": target}}
+
+
 async def test_is_sent_on_without_the_token_and_never_far(tmp_path: Path) -> None:
     """A homeserver may keep its files elsewhere; our token stays, and not every address is followed."""
-    there = web.Response(body=b"there", content_type="text/plain")
-    moved = web.Response(status=307, headers={"Location": "/files/y"})
-    async with account(tmp_path, {NEW: moved, "/files/y": there}) as (one, asked):
+    there = {"body": b"there", "content_type": "text/plain"}
+    async with account(tmp_path, {NEW: moved("/files/y"), "/files/y": there}) as (one, asked):
         assert await one.download("mxc://x/y", 10) == (b"there", "text/plain")
     assert asked == [(NEW, True), ("/files/y", False)]
     for number, target in enumerate(
@@ -59,9 +63,7 @@ async def test_is_sent_on_without_the_token_and_never_far(tmp_path: Path) -> Non
     ):
         folder = tmp_path / str(number)
         folder.mkdir()
-        again = {"/_matrix/other": web.Response(status=302, headers={"Location": "/_matrix/other"})}
-        answers = {NEW: web.Response(status=302, headers={"Location": target})} | again
-        async with account(folder, answers) as (one, _):
+        async with account(folder, {NEW: moved(target), "/_matrix/other": moved("/_matrix/other")}) as (one, _):
             with pytest.raises(MatrixUnavailable):
                 await one.download("mxc://x/y", 10)
 
@@ -92,17 +94,15 @@ async def test_no_more_is_read_than_was_asked_for(tmp_path: Path) -> None:
     ],
 )
 async def test_answers_that_are_no_file(tmp_path: Path, status: int, body: str, error: type[Exception]) -> None:
-    async with account(tmp_path, {NEW: web.Response(status=status, text=body)}) as (one, _):
+    async with account(tmp_path, {NEW: {"status": status, "text": body}}) as (one, _):
         with pytest.raises(error):
             await one.download("mxc://x/y", 10)
 
 
 @pytest.mark.parametrize("answer", [{}, {"joined": 7}, {"joined_rooms": [None, "!a", {}]}, {"joined_rooms": {}}])
 async def test_nonsense_for_members_and_rooms(tmp_path: Path, answer: dict[str, Any]) -> None:
-    def reply() -> web.Response:
-        return web.json_response(answer)
-
-    paths = {"/_matrix/client/v3/joined_rooms": reply(), "/_matrix/client/v3/rooms/!r/joined_members": reply()}
+    reply = {"text": json.dumps(answer)}
+    paths = {"/_matrix/client/v3/joined_rooms": reply, "/_matrix/client/v3/rooms/!r/joined_members": reply}
     async with account(tmp_path, paths) as (one, _):
         assert await one.members("ada", "!r") == []
         assert await one.joined("ada") == (["!a"] if isinstance(answer.get("joined_rooms"), list) else [])

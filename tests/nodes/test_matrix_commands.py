@@ -189,7 +189,7 @@ async def test_register_writes_two_private_files_and_says_what_to_do(told: Any, 
         assert read_login(home.keys) == login
         code, written = await told(*words, "--force", "--prefix", "_two_", "--json")
         assert code == 0
-        assert json.loads(written)["bot"] == "@_two_bot:example.org"
+        assert json.loads(written)["bot"] == "@_two__bot:example.org"
         again = read_login(home.keys)
         assert again is not None
         assert again.registration is not None
@@ -254,6 +254,7 @@ async def test_login_refuses_what_cannot_work_before_anything_is_sent(told: Any,
             (("mara", "--password-file", secret), "answers, but not as a homeserver does"),
             ((), "whose account?"),
             (("mara", "--owner", "mara"), "is no Matrix user"),
+            (("--token-file", secret, "--new-keys"), "need the account's password"),
         ):
             code, written = await told("login", url, *words, *here)
             assert code == 1, written
@@ -441,7 +442,7 @@ def answered(*, signed: bool = True) -> dict[str, Any]:
 def test_devices_count_as_signed_by_a_valid_chain_of_signatures_alone() -> None:
     good, other = answered(), answered()
     assert check_user(USER, good).state == "ok"
-    assert "not signed: D" in check_user(USER, answered(signed=False)).told
+    assert "has not signed D," in check_user(USER, answered(signed=False)).told
     assert check_user(USER, good | {"master_keys": other["master_keys"]}).state == "warn"
     assert check_user(USER, good | {"self_signing_keys": {}}).state == "warn"
     assert check_user(USER, good | {"device_keys": {}}).state == "fail"

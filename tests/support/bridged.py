@@ -1,11 +1,13 @@
 """A node whose bridge sits on a real Synapse: memory bus and scripted model, real rooms."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import aiohttp
 from harness import World, write_em
 from homeserver import Synapse
 from matrix_rig import Human
@@ -20,7 +22,7 @@ from nodes.config import Budget, MeshConfig
 from nodes.matrix.bridge import Bridge
 from nodes.matrix.settings import Matrix
 from nodes.media import Media
-from nodes.models.base import Model
+from nodes.models.base import Model, Request, Usage, estimate
 from nodes.node import Node
 
 Way = tuple[Registration, int] | Session
@@ -73,19 +75,24 @@ class Bridged(World):
             yield self.bridge
 
 
+PATIENCE_S = 40  # of a wait: in vain beyond it, and the test then says where
+
+
 async def until(condition: Callable[[], Any]) -> None:
     """Wait for something that another process brings about; the test's own timeout ends a wait in vain."""
-    while not condition():
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 async def said(human: Human, room: str, *texts: str) -> list[dict[str, Any]]:
     """Wait until all of these were said in a room, in any order; gives all messages, edits applied."""
-    while True:
-        shown = await messages(human, room)
-        if set(texts) <= {one["content"]["body"] for one in shown}:
-            return shown
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            shown = await messages(human, room)
+            if set(texts) <= {one["content"]["body"] for one in shown}:
+                return shown
+            await asyncio.sleep(0.02)
 
 
 async def messages(human: Human, room: str) -> list[dict[str, Any]]:
@@ -99,3 +106,92 @@ async def messages(human: Human, room: str) -> list[dict[str, Any]]:
         elif "body" in content:
             shown[event["event_id"]] = event | {"content": dict(content)}
     return list(shown.values())
+
+
+class Pause(float):
+    """Seconds between two pieces of text."""
+
+
+class Slow:
+    """A model that writes slowly: texts, pauses, and events to wait for."""
+
+    def __init__(self, script: Sequence[str | Pause | asyncio.Event]) -> None:
+        self._script = script
+
+    async def stream(self, request: Request) -> AsyncGenerator[str | Usage, None]:
+        chars = 0
+        for step in self._script:
+            if isinstance(step, str):
+                chars += len(step)
+                yield step
+            elif isinstance(step, asyncio.Event):
+                await step.wait()
+            else:
+                await asyncio.sleep(step)
+        yield estimate(request, chars)
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+async def begun(human: Human, room: str, text: str) -> dict[str, Any]:
+    """Wait for a message that begins so; gives it."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            for one in await messages(human, room):
+                if one["content"]["body"].startswith(text):
+                    return one
+            await asyncio.sleep(0.02)
+
+
+async def noticed(human: Human, room: str, number: int) -> list[dict[str, Any]]:
+    """Wait until there are so many notices in a room, and give them."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            notices = [one for one in await messages(human, room) if one["content"]["msgtype"] == "m.notice"]
+            if len(notices) >= number:
+                return notices
+            await asyncio.sleep(0.02)
+
+
+async def state(human: Human, room: str) -> list[dict[str, Any]]:
+    """All state of a room."""
+    return list((await human.client.room_get_state(room)).events)
+
+
+async def membership(human: Human, room: str, user: str) -> str:
+    """Whether a user is in a room, in the homeserver's words."""
+    found = [one for one in await state(human, room) if one["type"] == "m.room.member" and one["state_key"] == user]
+    return str(found[0]["content"]["membership"]) if found else ""
+
+
+async def ephemeral(
+    human: Human, room: str, holds: Callable[[list[str], dict[str, Any]], bool]
+) -> tuple[list[str], dict[str, Any]]:
+    """Sync until what a client shows of typing and receipts is so; gives both."""
+    typing, receipts = list[str](), dict[str, Any]()
+    client = human.client
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {client.access_token}"}) as session:
+        since = ""
+        while not holds(typing, receipts):
+            query = {"timeout": "1000", **({"since": since} if since else {})}
+            async with session.get(f"{client.homeserver}/_matrix/client/v3/sync", params=query) as answer:
+                told = await answer.json()
+            since = told["next_batch"]
+            for event in told.get("rooms", {}).get("join", {}).get(room, {}).get("ephemeral", {}).get("events", []):
+                if event["type"] == "m.typing":
+                    typing = event["content"]["user_ids"]
+                elif event["type"] == "m.receipt":
+                    receipts |= event["content"]
+    return typing, receipts
+
+
+async def upgrade(human: Human, room: str) -> str:
+    """Upgrade a room as clients do; gives the new one."""
+    url = f"{human.client.homeserver}/_matrix/client/v3/rooms/{quote(room)}/upgrade"
+    headers = {"Authorization": f"Bearer {human.client.access_token}"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(url, json={"new_version": "11"}) as answer,
+    ):
+        return str((await answer.json())["replacement_room"])

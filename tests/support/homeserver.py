@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import datetime as dt
 import hashlib
 import hmac
 import json
@@ -27,6 +28,57 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+def certificate(folder: Path) -> dict[str, Any]:
+    """A certificate for localhost that nobody signed but itself, and the settings that use it."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, SERVER_NAME)])
+    now = dt.datetime.now(dt.UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=30))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    kind, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    (folder / "hs.crt").write_bytes(signed.public_bytes(kind))
+    (folder / "hs.key").write_bytes(key.private_bytes(kind, form, serialization.NoEncryption()))
+    return {"tls_certificate_path": str(folder / "hs.crt"), "tls_private_key_path": str(folder / "hs.key")}
+
+
+def federating(folder: Path, name: str) -> dict[str, Any]:
+    """What differs on a homeserver that talks with others of its kind on this machine, as `localhost:PORT`.
+
+    Whom it cannot reach it tries again within seconds, where ten minutes are usual.
+    """
+    listener = {
+        "port": int(name.partition(":")[2]),
+        "bind_addresses": ["127.0.0.1"],
+        "type": "http",
+        "tls": True,
+        "resources": [{"names": ["federation"], "compress": False}],
+    }
+    return certificate(folder) | {
+        "server_name": name,
+        "more_listeners": [listener],
+        "federation_verify_certificates": False,
+        "federation_domain_whitelist": None,
+        "federation_ip_range_blacklist": [],
+        "ip_range_blacklist": [],
+        "federation": {
+            "destination_min_retry_interval": "1s",
+            "destination_retry_multiplier": 1,
+            "destination_max_retry_interval": "1s",
+            "max_short_retries": 1,
+            "max_short_retry_delay": "1s",
+        },
+    }
 
 
 def settings(folder: Path, port: int, secret: str, registrations: Sequence[Path]) -> dict[str, Any]:
@@ -73,7 +125,7 @@ class Synapse:
     """A homeserver that is started, stopped, killed and started again on the same database."""
 
     def __init__(self, folder: Path, registrations: Sequence[str] = (), **changes: Any) -> None:
-        """`registrations` are the texts of appservices' files; `changes` replace settings."""
+        """`registrations` are the texts of appservices' files; `changes` replace settings: see `federating`."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder, self._secret = folder, os.urandom(16).hex()
@@ -81,7 +133,9 @@ class Synapse:
         files = [folder / f"appservice-{number}.yaml" for number in range(len(registrations))]
         for file, text in zip(files, registrations, strict=True):
             file.write_text(text, "utf-8")
+        more = changes.pop("more_listeners", [])
         config = settings(folder, self.port, self._secret, files) | changes
+        config["listeners"] = [*config["listeners"], *more]
         (folder / "homeserver.yaml").write_text(json.dumps(config), "utf-8")
         key = base64.b64encode(os.urandom(32)).decode().rstrip("=")
         (folder / "signing.key").write_text(f"ed25519 a_test {key}\n", "utf-8")

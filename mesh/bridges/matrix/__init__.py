@@ -3,4 +3,6 @@
 port      values and the interface               inbox, outbox   what came and what goes, in the node's database
 api       HTTP to the homeserver                 appservice, account   the two ways in
 content   building event contents (pure)         reading         event contents into values (pure, total)
+calls     asking beside speaking                 rooms           the state of rooms into values (pure, total)
+several   accounts of their own beside a way     link            a room that carries frames between nodes
 """

@@ -10,17 +10,19 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, NoReturn, cast
 
 import structlog
 
-from mesh.bridges.matrix.api import TIMEOUT_S, Access, Api
+from mesh.bridges.matrix.api import TIMEOUT_S, Access, Api, As
 from mesh.bridges.matrix.common import CLIENT, Own, Speaking
 from mesh.bridges.matrix.content import prefixed
-from mesh.bridges.matrix.errors import MatrixFull, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.errors import MatrixAsks, MatrixFull, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbound, parse_event
 from mesh.bridges.matrix.outbox import Done
-from mesh.bridges.matrix.port import MEMBER, Caps, Speaker
+from mesh.bridges.matrix.port import ENCRYPTION, MEMBER, Caps, Speaker
+from mesh.bridges.matrix.vault import Vault
 from mesh.clock import Clock
 from mesh.store import Store
 from mesh.words import plain
@@ -78,6 +80,30 @@ async def check_token(homeserver: str, token: str) -> Session:
     return _session(homeserver, await _once(Access(homeserver, token), "GET", "account/whoami"), token)
 
 
+async def sign_anew(session: Session, keys: Path, password: str) -> None:
+    """Give an account new signing keys, since the old ones are lost; its device is signed at the next start.
+
+    `keys` is the folder for the keys of encrypted rooms. Whoever verified the account by its old keys is told by their
+    client that they changed. Raises MatrixRefused when the password is wrong, MatrixUnavailable, also while a node
+    uses the folder.
+    """
+    from mesh.bridges.matrix.crosssigning import SIGNING, SigningKeys
+
+    new = SigningKeys.new()
+    body, path = new.upload(session.user_id), "keys/device_signing/upload"
+    access, vault = Access(session.homeserver, session.token), Vault(keys, session.user_id)
+    try:
+        vault.set(**{SIGNING: new.dump()})  # before they are known, since others then depend on them
+        try:
+            await _once(access, "POST", path, body)
+        except MatrixAsks as error:
+            who = {"type": "m.id.user", "user": session.user_id}
+            auth = {"type": "m.login.password", "identifier": who, "password": password, "session": error.session}
+            await _once(access, "POST", path, body | {"auth": auth})
+    finally:
+        vault.close()
+
+
 async def _once(access: Access, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
     api = Api(access)
     try:
@@ -96,12 +122,20 @@ def _session(homeserver: str, answer: Mapping[str, Any], token: object) -> Sessi
 class Account(Speaking):
     """A MatrixPort through an ordinary account; with `own`, of one speaker beside another port: see `Several`."""
 
-    def __init__(
-        self, session: Session, store: Store, clock: Clock, on_done: Done | None = None, *, own: Own | None = None
+    def __init__(  # noqa: PLR0913 - a port has these parts
+        self,
+        session: Session,
+        store: Store,
+        clock: Clock,
+        on_done: Done | None = None,
+        *,
+        own: Own | None = None,
+        keys: Path | None = None,
     ) -> None:
         api = Api(Access(session.homeserver, session.token))
-        super().__init__(api, store, clock, Caps("account", separate_identities=own is not None), on_done, own=own)
-        self._me = session.user_id
+        caps = Caps("account", separate_identities=own is not None, e2ee=True)
+        super().__init__(api, store, clock, caps, on_done, own=own, keys=keys)
+        self._me, self._device = session.user_id, session.device_id
         self.ready = asyncio.Event()
 
     async def run(self) -> None:
@@ -113,6 +147,7 @@ class Account(Speaking):
                     group.create_task(self.outbox.run(), name="matrix outbox")
         finally:
             self.ready.clear()
+            self.crypto.close()
             await self._api.close()
 
     def user_id(self, speaker: str) -> str:  # noqa: ARG002 - one user speaks for all
@@ -122,6 +157,19 @@ class Account(Speaking):
     def owns(self, user_id: str) -> bool:
         """Whether a user is the account."""
         return user_id == self._me
+
+    @property
+    def replaces(self) -> bool:
+        """Whether lost keys are replaced: not without the person whose account it is."""
+        return False
+
+    async def device_of(self, user: str, known: str | None) -> tuple[str, As | None]:  # noqa: ARG002 - it has one
+        """The device of the login."""
+        return self._device, None
+
+    async def seated(self, room: str) -> list[str]:  # noqa: ARG002 - what it hears of, it sits in
+        """The account."""
+        return [self._me]
 
     async def _acting(self, speaker: str) -> None:  # noqa: ARG002 - the token says who we are
         return None
@@ -166,6 +214,8 @@ class Account(Speaking):
 
         The first time ever, without a place, only open invitations count: what was said before is not for us.
         """
+        if self.crypto.knows(self._me):
+            await self.crypto.equip_one(self._me)
         since = self.inbox.cursor(self._me)
         query = {"filter": FILTER, "timeout": str(POLL_MS if self.ready.is_set() else 0)} | (
             {"since": since} if since else {}
@@ -175,14 +225,20 @@ class Account(Speaking):
         place = answer.get("next_batch")
         if not isinstance(place, str):
             raise MatrixUnavailable("the homeserver's answer to a sync has no next_batch")
+        await self.crypto.hear(self._me, answer)
         found = list(self._invitations(answer, since))
+        self.inbox.note_encrypted([room for room, part in _rooms(answer, "invite") if _encrypts(part, "invite_state")])
         for section in ("join", "leave"):
             for room, part in _rooms(answer, section):
-                if _events(part, "state") and _encrypts(part):
+                if _encrypts(part, "state"):
                     self.inbox.note_encrypted([room])
+                    if section == "join":
+                        await self.crypto.equip(room)
                 if since:
                     found += await self._heard(room, part, since)
-        new = self.inbox.take([event for event in found if event.sender != self._me], (self._me, place))
+        await self.crypto.notice(found)
+        heard = [event for event in found if event.sender != self._me]
+        new = self.inbox.take(await self.crypto.opened(heard, catch_up=False), (self._me, place))
         if not new and place == since and asyncio.get_running_loop().time() - begun < EARLY_S:
             await asyncio.sleep(EARLY_S)
 
@@ -202,6 +258,8 @@ class Account(Speaking):
         raw = _events(part, "timeline")
         timeline = _dict(part.get("timeline"))
         kept, joined = self._since_joining(raw)
+        if timeline.get("limited") is True:
+            self.crypto.forget_people(room)
         start = timeline.get("prev_batch")
         if timeline.get("limited") is True and isinstance(start, str) and not joined:
             kept = await self._gap(room, start, since) + kept
@@ -242,8 +300,8 @@ def _is_joining(event: Mapping[str, Any]) -> bool:
     return _dict(event.get("content")).get("membership") == "join" and before.get("membership") != "join"
 
 
-def _encrypts(part: Mapping[str, Any]) -> bool:
-    return any(one.get("type") == "m.room.encryption" for one in _events(part, "state"))
+def _encrypts(part: Mapping[str, Any], section: str) -> bool:
+    return any(one.get("type") == ENCRYPTION for one in _events(part, section))
 
 
 def _rooms(answer: Mapping[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote, urlencode
 
-from mesh.bridges.matrix.errors import MatrixLoggedOut, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.errors import MatrixAsks, MatrixLoggedOut, MatrixRefused, MatrixUnavailable
 from mesh.words import plain
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ MAX_MOVES: Final = 2  # requests for a file: the homeserver, and where it sends 
 CONNECT_S: Final = 10.0
 MAX_ANSWER: Final = 64 * 1024 * 1024  # bytes; a first sync of many rooms is long, and nothing honest is longer
 OK: Final = 200
+UNAUTHORIZED: Final = 401
 REQUEST_TIMEOUT: Final = 408
 TOO_LARGE: Final = 413
 TOO_MANY: Final = 429
@@ -184,7 +185,9 @@ def _judged(status: int, body: bytes) -> dict[str, Any]:
     answer = cast("dict[str, Any]", value) if isinstance(value, dict) else None
     if status == OK and answer is not None:
         return answer
-    code = (answer or {}).get("errcode")
+    code, session = (answer or {}).get("errcode"), (answer or {}).get("session")
+    if status == UNAUTHORIZED and code is None and isinstance(session, str):
+        raise MatrixAsks("the homeserver wants the account's password for this", session)
     if status == TOO_LARGE and not isinstance(code, str):
         code = "M_TOO_LARGE"  # said by a proxy in front of the homeserver
     told = f"the homeserver answered {status}"

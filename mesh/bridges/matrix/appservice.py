@@ -8,8 +8,10 @@ import asyncio
 import hmac
 import json
 import re
+import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
@@ -19,7 +21,7 @@ from mesh.bridges.matrix.common import CLIENT, Speaking
 from mesh.bridges.matrix.errors import BadContent, MatrixError, MatrixFull, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import parse_event
 from mesh.bridges.matrix.outbox import Done
-from mesh.bridges.matrix.port import Caps, Speaker
+from mesh.bridges.matrix.port import ENCRYPTION, Caps, Speaker
 from mesh.bridges.matrix.registration import Registration
 from mesh.clock import Clock
 from mesh.errors import StoreFailed
@@ -54,9 +56,11 @@ class AppService(Speaking):
         clock: Clock,
         *,
         on_done: Done | None = None,
+        keys: Path | None = None,
     ) -> None:
         api = Api(Access(homeserver, registration.as_token))
-        super().__init__(api, store, clock, Caps("appservice", separate_identities=True), on_done)
+        caps = Caps("appservice", separate_identities=True, e2ee=True)
+        super().__init__(api, store, clock, caps, on_done, keys=keys)
         self._registration, self._listen = registration, listen
         self._existing: dict[str, As] = {}
         self._making = asyncio.Lock()
@@ -65,11 +69,14 @@ class AppService(Speaking):
     async def run(self) -> None:
         """Receive and send until cancelled. Raises MatrixError when the port is taken, MatrixLoggedOut (in a group)."""
         try:
+            await self.crypto.begin()
             async with self._serving(), asyncio.TaskGroup() as group:
+                group.create_task(self.crypto.run(), name="matrix devices")
                 group.create_task(self.outbox.run(), name="matrix outbox")
                 group.create_task(self._nudge(), name="matrix nudge")
         finally:
             self.ready.clear()
+            self.crypto.close()
             await self._api.close()
 
     async def _nudge(self) -> None:
@@ -138,8 +145,14 @@ class AppService(Speaking):
         found = [parse_event(event, "appservice") for event in cast("list[object]", raw)]
         if None in found:
             log.warning("the homeserver pushed what is no event; it is dropped", count=found.count(None))
+        for event in cast("list[object]", raw):
+            if room := _encrypted_invitation(event):
+                self.inbox.note_encrypted([room])
+        events = [event for event in found if event]
         try:
-            self.inbox.take(event for event in found if event and not self._registration.owns(event.sender))
+            await self.crypto.notice(events)
+            heard = [event for event in events if not self._registration.owns(event.sender)]
+            self.inbox.take(await self.crypto.opened(heard, catch_up=True))
         except (MatrixFull, StoreFailed) as error:
             log.warning("a push from the homeserver is not taken; it will come again", reason=str(error))
             return _error(503, "M_LIMIT_EXCEEDED")
@@ -186,18 +199,51 @@ class AppService(Speaking):
         except MatrixRefused as error:
             if error.code != "M_USER_IN_USE":
                 raise
-        try:
-            await self._api.call("GET", (*CLIENT, "devices", DEVICE), acting=As(user_id))
-        except MatrixRefused:
-            identifier = {"type": "m.id.user", "user": localpart}
-            body = {
-                "type": LOGIN,
-                "identifier": identifier,
-                "device_id": DEVICE,
-                "initial_device_display_name": "ampmesh",
-            }
-            await self._api.call("POST", (*CLIENT, "login"), body)
+        if not await self._has_device_at(user_id, DEVICE):
+            await self._log_in(localpart, DEVICE)
         return As(user_id, DEVICE)
+
+    async def _has_device_at(self, user_id: str, device: str) -> bool:
+        """Whether the homeserver knows a device of a user."""
+        try:
+            await self._api.call("GET", (*CLIENT, "devices", device), acting=As(user_id))
+        except MatrixRefused:
+            return False
+        return True
+
+    async def _log_in(self, localpart: str, device: str) -> None:
+        identifier = {"type": "m.id.user", "user": localpart}
+        body = {"type": LOGIN, "identifier": identifier, "device_id": device, "initial_device_display_name": "ampmesh"}
+        await self._api.call("POST", (*CLIENT, "login"), body)
+
+    @property
+    def replaces(self) -> bool:
+        """Whether lost keys are replaced: nobody but us has a say in these users."""
+        return True
+
+    async def device_of(self, user: str, known: str | None) -> tuple[str, As | None]:
+        """The user's device for encrypted rooms, or a new one in its place; the old ones are logged out."""
+        acting = await self._acting(user.removeprefix(f"@{self._registration.prefix}").partition(":")[0])
+        if known and await self._has_device_at(user, known):
+            return known, As(user, known)
+        new = f"{DEVICE}_{secrets.token_hex(4).upper()}"
+        await self._log_in(user[1:].partition(":")[0], new)
+        answer = await self._api.call("GET", (*CLIENT, "devices"), acting=acting)
+        for one in cast("list[object]", answer.get("devices", [])):
+            old = str(_dict(one).get("device_id"))
+            if old.startswith(f"{DEVICE}_") and old != new:
+                await self._api.call("POST", (*CLIENT, "logout"), {}, acting=As(user, old))
+        return new, As(user, new)
+
+    async def seated(self, room: str) -> list[str]:
+        """Which of our users are in a room: whoever is there may ask."""
+        for acting in list(self._existing.values()):
+            try:
+                answer = await self._api.call("GET", (*CLIENT, "rooms", room, "joined_members"), acting=acting)
+            except MatrixRefused:
+                continue
+            return [user for user in answer.get("joined", {}) if user in self._existing]
+        return []
 
     async def ensure(self, speaker: Speaker) -> str:
         """Make the speaker's user exist, and set name and avatar if they changed since we set them last."""
@@ -210,6 +256,19 @@ class AppService(Speaking):
         path = ("client", "v1", "appservice", self._registration.id, "ping")
         took = (await self._api.call("POST", path, {})).get("duration_ms")
         return took if type(took) is int else 0
+
+
+def _encrypted_invitation(event: object) -> str | None:
+    """The room of a pushed event that is an invitation into an encrypted room. Total."""
+    raw = _dict(event)
+    room, state = raw.get("room_id"), _dict(raw.get("unsigned")).get("invite_room_state")
+    shown = cast("list[object]", state) if isinstance(state, list) else []
+    encrypted = any(_dict(one).get("type") == ENCRYPTION for one in shown)
+    return room if encrypted and isinstance(room, str) else None
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _answer(body: dict[str, Any], status: int = 200) -> "web.Response":

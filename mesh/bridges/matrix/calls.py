@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 from mesh.bridges.matrix.api import Api, As
 from mesh.bridges.matrix.errors import BadContent, MatrixRefused, MatrixUnavailable
-from mesh.bridges.matrix.outbox import encode
+from mesh.bridges.matrix.payload import encode
 from mesh.bridges.matrix.port import ENCRYPTION
 from mesh.bridges.matrix.reading import MXC
 from mesh.bridges.matrix.rooms import CREATE, MAX_NAME, POWERS, Powers, is_room, read_powers

@@ -3,16 +3,19 @@
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from mesh.bridges.matrix.api import UPLOAD_TIMEOUT_S, Api, As
 from mesh.bridges.matrix.calls import Calls
 from mesh.bridges.matrix.content import resolve
+from mesh.bridges.matrix.crypto import Crypto
 from mesh.bridges.matrix.errors import BadContent, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbox
 from mesh.bridges.matrix.outbox import PRIMARY, Done, Outbox, Outgoing
-from mesh.bridges.matrix.port import MESSAGE, REDACTION, Caps, Speaker
+from mesh.bridges.matrix.port import ENCRYPTED, MESSAGE, REACTION, REDACTION, Caps, Speaker
 from mesh.clock import Clock
 from mesh.store import Store
 
@@ -42,16 +45,32 @@ class Speaking(Calls):
         on_done: Done | None = None,
         *,
         own: "Own | None" = None,
+        keys: Path | None = None,
     ) -> None:
+        """`keys` is the folder for the keys of encrypted rooms; None means `matrix` beside the database."""
         self.caps, self.own = caps, own
         self.inbox = own.beside.inbox if own else Inbox(store, clock)
         self.outbox = own.beside.outbox if own else Outbox(store, clock, self._deliver, on_done)
         self._api, self._store, self._clock = api, store, clock
+        self.crypto = Crypto(api, store, self.inbox, keys or store.path.parent / "matrix", self)
         self._clear: dict[str, int] = {}  # rooms that were not encrypted when asked last, and when that was
 
     @abstractmethod
     def owns(self, user_id: str) -> bool:
         """Whether a Matrix user is one of ours."""
+
+    @property
+    @abstractmethod
+    def replaces(self) -> bool:
+        """Whether lost keys are replaced without asking anybody."""
+
+    @abstractmethod
+    async def device_of(self, user: str, known: str | None) -> tuple[str, As | None]:
+        """A user's device for encrypted rooms; see `crypto.Owner`."""
+
+    @abstractmethod
+    async def seated(self, room: str) -> list[str]:
+        """Which of our users are in a room, as far as it can be found out."""
 
     @abstractmethod
     async def _acting(self, speaker: str) -> As | None:
@@ -90,16 +109,19 @@ class Speaking(Calls):
         return await self._deliver(row)
 
     async def _deliver(self, row: Outgoing) -> str:
-        """One attempt. Never plaintext into an encrypted room; a redaction carries none."""
+        """One attempt. Never plaintext into an encrypted room; redactions have none, and reactions go as clients do it.
+
+        Sealing the same content again gives another ciphertext; the transaction id makes it the same event still.
+        """
         acting = await self._acting(row.speaker)
         content = self._resolved(row.content)
         if row.kind == REDACTION:
             return await self._redact(row, content, acting)
-        if await self._is_encrypted(row.room, acting):
-            raise MatrixRefused(
-                "the room is encrypted, and this bridge cannot encrypt: nothing was sent", "ENCRYPTED", 0
-            )
-        path = (*CLIENT, "rooms", row.room, "send", row.kind, row.txn)
+        kind = row.kind
+        if kind != REACTION and await self._is_encrypted(row.room, acting):
+            user = self.user_id(row.speaker)
+            kind, content = ENCRYPTED, await self.crypto.seal(user, row.room, acting, kind, content)
+        path = (*CLIENT, "rooms", row.room, "send", kind, row.txn)
         return _event_id(await self._api.call("PUT", path, content, acting=acting))
 
     def _resolved(self, text: str) -> dict[str, Any]:
@@ -154,8 +176,21 @@ class Speaking(Calls):
         """Join a room by id or alias; returns its id. `via` is a server that knows it, for rooms of other servers."""
         acting, path = await self._acting(speaker), (*CLIENT, "join", room)
         query = {"via": via, "server_name": via} if via else {}  # the second is the first's older name
+        ready = await self._has_device(speaker, room)  # before people see us there, so that we get their keys
         answer = await self._api.call("POST", path, {}, query=query, acting=acting, timeout_s=JOIN_TIMEOUT_S)
-        return _text(answer, "room_id")
+        joined = _text(answer, "room_id")
+        if not ready:
+            with suppress(MatrixUnavailable, MatrixRefused):
+                await self._is_encrypted(joined, acting)
+            await self._has_device(speaker, joined)
+        return joined
+
+    async def _has_device(self, speaker: str, room: str) -> bool:
+        """See that a speaker has a device, if a room is known to be encrypted; whether it is."""
+        encrypted = self.inbox.is_encrypted(room)
+        if encrypted:
+            await self.crypto.equip_one(self.user_id(speaker))
+        return encrypted
 
     async def leave(self, speaker: str, room: str) -> None:
         """Leave a room, or decline its invitation."""

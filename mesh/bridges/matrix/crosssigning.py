@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 import vodozemac
 
 USAGES: Final = ("master", "self_signing", "user_signing")
+SIGNING: Final = "signing"  # the fact in the vault that holds the keys
 PICKLE_KEY: Final = bytes(32)  # the file's mode protects it; a key beside it would add nothing
 
 

@@ -6,19 +6,21 @@ the first of them.
 """
 
 import asyncio
+import importlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
 
 import structlog
 
 from mesh.bridges.matrix.api import Api, As
+from mesh.bridges.matrix.content import fit, size
 from mesh.bridges.matrix.errors import MatrixError, MatrixFull, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import SEALED, Inbound, Inbox, parse_event
 from mesh.bridges.matrix.port import ENCRYPTION, MEMBER
-from mesh.bridges.matrix.vault import Vault, users
+from mesh.bridges.matrix.vault import Vault, has_vault, users
 from mesh.store import Store
 from mesh.words import plain
 
@@ -28,8 +30,10 @@ if TYPE_CHECKING:
 POLL_MS: Final = 30_000  # how long the homeserver waits for messages to a device
 BACKOFF_S: Final = (1.0, 60.0)  # first and longest wait after a failure, doubling between
 BEGIN_S: Final = 20.0  # for all devices to hear what they missed, before anything else is heard
+MAX_CLEAR: Final = 45_000  # bytes of a content before it is sealed: base64 makes a third more of it
 KEPT: Final = 10_000  # unopened events that are remembered; the oldest are forgotten
 REMEMBERED: Final = 100_000  # opened events whose place in their session is remembered, against repetition
+ASKED: Final = 100  # keys of a room that are asked for; whoever makes up more sessions makes us no work
 PRUNE_EVERY: Final = 1_000  # opened events between two prunings
 ROOMS: Final = 10_000  # rooms whose people are remembered
 
@@ -77,14 +81,19 @@ class Crypto:
 
     def __init__(self, api: Api, store: Store, inbox: Inbox, base: Path, owner: Owner) -> None:
         self._api, self._store, self._inbox, self._base, self._owner = api, store, inbox, base, owner
-        self._devices = dict[str, Device]()
+        self._devices: dict[str, Device] = {}
         self._vaults = dict[str, Vault]()
         self._lost = dict[str, MatrixError]()  # users whose keys cannot be had in this run, and why
         self._making = asyncio.Lock()
         self._people = dict[str, frozenset[str]]()  # by room
-        self._equipped = set[str]()  # rooms whose users of ours have devices
+        self._seats = dict[str, list[str]]()  # by room: our users in it, who have devices
+        self._listening = set[str]()
         self._more = asyncio.Event()
         self._opened = 0
+
+    def knows(self, user: str) -> bool:
+        """Whether a user had a device in an earlier run that is not started yet."""
+        return user not in self._devices and user not in self._lost and has_vault(self._base, user)
 
     def close(self) -> None:
         """Close everything and let the folders go. Idempotent."""
@@ -96,7 +105,7 @@ class Crypto:
         self._vaults.clear()
 
     async def device(self, user: str) -> "Device":
-        """A user's device, started. Raises MatrixUnavailable, MatrixRefused; MatrixError when its folder is taken."""
+        """A user's device, started. Raises MatrixUnavailable (also when its folder is taken), MatrixRefused."""
         async with self._making:
             if user in self._lost:
                 raise self._lost[user]
@@ -131,11 +140,16 @@ class Crypto:
                 device.close()
                 raise
             log.info("a device for encrypted rooms is ready", user=user, device=device_id)
+            waiting = self._store.rows("SELECT DISTINCT room, session FROM matrix_sealed")
+            self._open_late(device, waiting)  # whose keys came, and then the process ended
             return device
 
     def _is_wanted(self, room: str, session: str) -> bool:
         row = self._store.one("SELECT 1 FROM matrix_sealed WHERE room = ? AND session = ? LIMIT 1", (room, session))
         return row is not None
+
+    def _wanted_in(self, room: str) -> int:
+        return int(self._store.one("SELECT count(DISTINCT session) FROM matrix_sealed WHERE room = ?", (room,))[0])
 
     async def begin(self) -> None:
         """Have the users that had devices before hear what was sent to these meanwhile; failures are left to `run`."""
@@ -149,32 +163,41 @@ class Crypto:
 
     async def run(self) -> NoReturn:
         """Listen for each device until cancelled."""
-        listening = set[str]()
+        self._listening.clear()
         async with asyncio.TaskGroup() as group:
             while True:
                 self._more.clear()
-                for user in self._devices.keys() - listening:
-                    listening.add(user)
+                for user in self._devices.keys() - self._listening:
+                    self._listening.add(user)
                     group.create_task(self._listen(self._devices[user]), name=f"matrix device of {user}")
                 await self._more.wait()
 
-    async def _listen(self, device: "Device") -> NoReturn:
+    async def _listen(self, device: "Device") -> None:
+        """Listen until the homeserver refuses the device: somebody has logged it out, and another takes its place."""
         wait_s = BACKOFF_S[0]
         while True:
             try:
                 await self._poll(device, POLL_MS)
-            except (MatrixUnavailable, MatrixRefused) as error:
+            except MatrixUnavailable as error:
                 log.info("nothing comes to a device just now", user=device.user, reason=plain(str(error)))
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, BACKOFF_S[1])
+            except MatrixRefused as error:
+                log.warning("a device is refused; it is made anew", user=device.user, reason=plain(str(error)))
+                await asyncio.sleep(BACKOFF_S[0])
+                break
             else:
                 wait_s = BACKOFF_S[0]
+        self._devices.pop(device.user).close()
+        self._listening.discard(device.user)
+        self._seats.clear()
+        await self._has(device.user)
 
     async def _poll(self, device: "Device", timeout_ms: int) -> None:
-        keys = await device.poll(timeout_ms)
-        if keys is not None:
-            self._open_late(device, keys)
-            await device.mend()
+        while (keys := await device.poll(timeout_ms)) is None:
+            pass  # another poll took what came; what came since is not heard yet
+        self._open_late(device, keys)
+        await device.mend()
 
     async def hear(self, user: str, answer: Mapping[str, Any]) -> None:
         """Take what an account's own sync says to its device."""
@@ -186,14 +209,14 @@ class Crypto:
                 log.info("keys could not be brought to the homeserver", reason=plain(str(error)))
 
     async def seal(self, user: str, room: str, acting: As | None, kind: str, content: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
-        """An event's content as it goes into an encrypted room. Raises MatrixUnavailable, MatrixRefused, MatrixError."""
+        """An event's content as it goes into an encrypted room. Raises MatrixUnavailable, MatrixRefused."""
         device = await self.device(user)
         if room not in self._people:
             people = await self._who(room, acting)
             if len(self._people) >= ROOMS:
                 self._people.clear()
             self._people[room] = people
-        return await device.seal(room, self._people[room], kind, content)
+        return await device.seal(room, self._people[room], kind, shorter(content, MAX_CLEAR))
 
     async def _who(self, room: str, acting: As | None) -> frozenset[str]:
         """Everybody in a room or invited, but for our own other users: they hear one another within the node."""
@@ -217,48 +240,51 @@ class Crypto:
         Raises StoreFailed.
         """
         found = list(events)
-        await self._notice(found)
         if not any(_is_sealed(event) for event in found):
             return found
         found = [self._try(event) for event in found]
         if catch_up and any(_is_sealed(event) for event in found):
-            await self._catch_up()
+            await self._catch_up({event.room for event in found if _is_sealed(event)})
             found = [self._try(event) for event in found]
         for event in found:
             if _is_sealed(event):
                 await self._keep(event)
         return found
 
-    async def _notice(self, events: list[Inbound]) -> None:
-        """See who came and went, and that our users in encrypted rooms have devices."""
+    async def notice(self, events: Iterable[Inbound]) -> None:
+        """See who came and went, ours as well, and that our users in encrypted rooms have devices."""
         rooms = dict[str, None]()
         for event in events:
             if event.kind == MEMBER:
                 self.forget_people(event.room)
                 if self._owner.owns(event.state_key or ""):
-                    self._equipped.discard(event.room)
+                    self._seats.pop(event.room, None)
                     if self._inbox.is_encrypted(event.room) and event.content.get("membership") == "join":
                         rooms[event.room] = None
             elif event.kind in {ENCRYPTION, SEALED}:
                 rooms[event.room] = None
-        for room in rooms.keys() - self._equipped:
+        for room in rooms:
             await self.equip(room)
 
     async def equip(self, room: str) -> None:
         """Have devices for our users in an encrypted room; what fails is tried again when it is needed."""
+        if room in self._seats:
+            return
         try:
-            for user in await self._owner.seated(room):
-                await self.device(user)
+            seated = await self._owner.seated(room)
         except MatrixError as error:
-            log.warning("nobody of ours can read in an encrypted room just now", room=room, reason=plain(str(error)))
-        else:
-            self._equipped.add(room)
+            log.info("it is not known who of ours is in an encrypted room", room=room, reason=plain(str(error)))
+            return
+        if all([await self._has(user) for user in seated]):
+            self._seats[room] = seated
 
     async def equip_one(self, user: str) -> None:
         """Have a device for one of our users who is about to enter an encrypted room."""
         await self._has(user)
 
     async def _has(self, user: str) -> bool:
+        if user in self._lost:
+            return False
         try:
             await self.device(user)
         except MatrixError as error:
@@ -266,12 +292,13 @@ class Crypto:
             return False
         return True
 
-    async def _catch_up(self) -> None:
-        """Have all devices hear what was sent to them until now: a key is sent before what it opens."""
+    async def _catch_up(self, rooms: Iterable[str]) -> None:
+        """Have the devices in rooms hear what was sent to them until now: a key is sent before what it opens."""
+        ours = {user for room in rooms for user in self._seats.get(room, ())}
         try:
             async with asyncio.TaskGroup() as group:
-                for device in list(self._devices.values()):
-                    group.create_task(self._poll(device, 0), name=f"matrix device of {device.user}")
+                for user in ours & self._devices.keys():
+                    group.create_task(self._poll(self._devices[user], 0), name=f"matrix device of {user}")
         except* (MatrixUnavailable, MatrixRefused) as errors:
             log.info("devices cannot be asked for keys just now", failures=len(errors.exceptions))
 
@@ -322,7 +349,7 @@ class Crypto:
         session = event.content.get("session_id")
         if not isinstance(session, str):
             return
-        asked = self._is_wanted(event.room, session)
+        asked = self._is_wanted(event.room, session) or self._wanted_in(event.room) >= ASKED
         with self._store.transaction():
             new = self._store.insert(
                 "INSERT OR IGNORE INTO matrix_sealed (event_id, room, session, event) VALUES (?, ?, ?, ?)",
@@ -333,7 +360,7 @@ class Crypto:
         if asked or not new:
             return
         try:
-            for user in await self._owner.seated(event.room):
+            for user in self._seats.get(event.room, ()):
                 if device := self._devices.get(user):
                     await device.ask(event)
         except MatrixError as error:
@@ -359,9 +386,23 @@ class Crypto:
                 )
 
 
+def shorter(content: Mapping[str, Any], room: int) -> dict[str, Any]:
+    """A message's content of at most `room` bytes: if need be without HTML, and then with its words cut. Pure."""
+    if size(content) <= room:
+        return dict(content)
+    slim = {name: value for name, value in content.items() if name not in {"format", "formatted_body"}}
+    new, body = slim.get("m.new_content"), slim.get("body")
+    if isinstance(new, Mapping):
+        left = room - size(slim | {"m.new_content": {}})
+        slim["m.new_content"] = shorter(cast("Mapping[str, Any]", new), left)
+    elif isinstance(body, str):
+        slim["body"] = fit(body, room - size(slim | {"body": ""}))
+    return slim
+
+
 def _load() -> None:
     """Load nio, which takes a second, away from the loop."""
-    import mesh.bridges.matrix.device as _  # pyright: ignore[reportUnusedImport] - for its loading alone
+    importlib.import_module("mesh.bridges.matrix.device")
 
 
 def _lost(error: Exception) -> MatrixRefused:

@@ -14,8 +14,8 @@ from typing import Any, Final, cast
 import structlog
 
 from mesh.bridges.matrix.api import TIMEOUT_S, Api, As
-from mesh.bridges.matrix.crosssigning import SigningKeys
-from mesh.bridges.matrix.engine import MEGOLM, ONE_TIME, Engine, Key, Wanted
+from mesh.bridges.matrix.crosssigning import SIGNING, SigningKeys
+from mesh.bridges.matrix.engine import MEGOLM, ONE_TIME, REFUSALS, Engine, Key, Wanted
 from mesh.bridges.matrix.errors import MatrixError, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbound
 from mesh.bridges.matrix.vault import Vault
@@ -24,7 +24,6 @@ KEYS: Final = ("client", "v3", "keys")
 ENCRYPTED: Final = "m.room.encrypted"
 OTHERS_MS: Final = 10_000  # how long the homeserver may ask other homeservers
 QUERIED: Final = 250  # users a query; thousands at once would be one very long answer
-SIGNING: Final = "signing"  # the fact in the vault that holds the signing keys
 FILTER: Final = json.dumps(
     {"presence": {"types": []}, "account_data": {"types": []}, "room": {"rooms": []}}, separators=(",", ":")
 )  # nothing but messages between devices and what changed about them
@@ -95,7 +94,7 @@ class Device:
         keys = SigningKeys.load(kept) if kept else None
         master = next(iter(_dict(_dict(_dict(answer.get("master_keys")).get(self.user)).get("keys")).values()), None)
         if master and (keys is None or keys.public != master) and not replace:
-            log.warning("this user is signed by keys that are not ours; strict clients share no keys", user=self.user)
+            log.warning("this user has signing keys that are not ours; strict clients share no keys", user=self.user)
             return
         if keys is None:
             keys = SigningKeys.new()
@@ -162,6 +161,16 @@ class Device:
 
         Raises MatrixUnavailable, MatrixRefused.
         """
+        try:
+            return await self._seal(room, people, kind, content)
+        except (
+            ValueError,
+            *REFUSALS,
+        ) as error:  # of the engine: the key is begun anew, and the next attempt is another
+            self._engine.renew(room)
+            raise MatrixUnavailable(f"a message could not be sealed: {type(error).__name__}") from error
+
+    async def _seal(self, room: str, people: frozenset[str], kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
         async with self._lock:
             await self._meet(room, people)
             reached = (people, self._engine.devices(people))

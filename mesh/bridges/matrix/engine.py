@@ -16,12 +16,17 @@ from typing import Any, Final, cast
 import structlog
 from nio.crypto import InboundGroupSession, Olm
 from nio.events import ForwardedRoomKeyEvent, OlmEvent, RoomKeyEvent
+from nio.exceptions import EncryptionError, LocalProtocolError
 from nio.responses import KeysClaimResponse, KeysQueryResponse, KeysUploadResponse
 from nio.store import SqliteStore
+from peewee import PeeweeException
+
+from mesh.errors import StoreFailed
 
 MEGOLM: Final = "m.megolm.v1.aes-sha2"
 ONE_TIME: Final = "signed_curve25519"
 LOW: Final = 25  # one-time keys at the homeserver below which more are made, half of what it is given at once
+REFUSALS: Final = (EncryptionError, LocalProtocolError)  # nio's own; vodozemac's are ValueErrors
 MAX_CIPHER: Final = 128 * 1024  # characters of a ciphertext; an event has 64 KiB
 
 Wanted = Callable[[str, str], bool]
@@ -147,6 +152,8 @@ class Engine:
         try:
             event: object = _nio(OlmEvent).from_dict(raw)
             found: object = self._olm.decrypt_event(event) if isinstance(event, OlmEvent) else None
+        except PeeweeException as error:
+            raise StoreFailed(f"the keys of {self.user} cannot be written: {error}") from error
         except Exception as error:  # noqa: BLE001 - see the module
             log.info("a message between devices cannot be opened", error=type(error).__name__)
             return None
@@ -167,6 +174,8 @@ class Engine:
                 response: object = kind.from_dict({section: {user: value}, "failures": {}})
                 if isinstance(response, kind):
                     self._olm.handle_response(response)
+            except PeeweeException as error:
+                raise StoreFailed(f"the keys of {self.user} cannot be written: {error}") from error
             except Exception as error:  # noqa: BLE001 - see the module
                 log.info("a user's keys are not as they should be", error=type(error).__name__)
 

@@ -3,6 +3,7 @@
 MatrixError
 ├── MatrixUnavailable   away, overloaded, or answering nonsense: try again, the transaction id makes it safe
 ├── MatrixRefused       it said no, and will say no again: `code` and `status` say why
+│   └── MatrixAsks      it wants the password for this, within the `session` that it names
 ├── MatrixLoggedOut     our token is not valid (any more): a person must log in again
 ├── MatrixFull          too much waits already, in or out
 └── BadContent          what was to be sent is no event content
@@ -29,6 +30,14 @@ class MatrixRefused(MatrixError):
     def __init__(self, sentence: str, code: str, status: int) -> None:
         super().__init__(sentence)
         self.code, self.status = code, status
+
+
+class MatrixAsks(MatrixRefused):
+    """The homeserver wants to be shown first who asks. `session` belongs into the answer."""
+
+    def __init__(self, sentence: str, session: str) -> None:
+        super().__init__(sentence, "PASSWORD_WANTED", 401)
+        self.session = session
 
 
 class MatrixLoggedOut(MatrixError):

@@ -9,7 +9,6 @@ waits for an account whose homeserver is away or whose login is void.
 """
 
 import asyncio
-import hashlib
 import json
 import random
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,7 +18,8 @@ from typing import Any, Final
 import structlog
 
 from mesh.bridges.matrix.content import LATER, resolve
-from mesh.bridges.matrix.errors import BadContent, MatrixFull, MatrixLoggedOut, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.errors import MatrixFull, MatrixLoggedOut, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.payload import encode, transaction_id
 from mesh.clock import Clock
 from mesh.store import Store
 from mesh.words import plain
@@ -32,8 +32,6 @@ ROOMS_AT_ONCE: Final = 16  # requests of an account on their way: one a room; mo
 SOON_S: Final = 10.0  # an account that is told to wait so long at most is waited for by the others of its rooms
 BACKOFF_S: Final = (0.5, 60.0)  # first and longest wait after a failure, doubling between
 MAX_RETRY_AFTER_S: Final = 600.0  # the longest that a homeserver's `retry_after_ms` is believed
-DIGEST_BYTES: Final = 16
-MAX_INT: Final = 2**53 - 1  # Matrix's JSON has no larger integers, and no fractions
 
 MATRIX_OUTBOX: Final = """
     CREATE TABLE matrix_outbox (
@@ -311,37 +309,3 @@ class Outbox:
             "DELETE FROM matrix_outbox WHERE done_ms IS NOT NULL AND n <= (SELECT max(n) FROM matrix_outbox) - ?",
             (KEPT,),
         )
-
-
-def transaction_id(speaker: str, key: str) -> str:
-    """The transaction id of a speaker's key: the same for every attempt, another for every speaker.
-
-    Homeservers keep one list of transaction ids for all users of an appservice: without the speaker in it, two ems
-    with the same key would overwrite each other.
-    """
-    whole = hashlib.blake2b(f"{speaker}\0{key}".encode(), digest_size=DIGEST_BYTES).hexdigest()
-    return f"{speaker}-{whole}"
-
-
-def encode(content: Mapping[str, Any]) -> str:
-    """Content as JSON text that a homeserver takes. Raises BadContent: fractions, long integers, half characters."""
-    _check(content)
-    try:
-        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        text.encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadContent(f"this cannot be the content of a Matrix event: {plain(str(error))}") from error
-    return text
-
-
-def _check(content: Mapping[str, Any]) -> None:
-    """Refuse numbers that Matrix's canonical JSON does not have."""
-    left: list[Any] = [content]
-    while left:
-        value = left.pop()
-        if isinstance(value, float) or (isinstance(value, int) and abs(value) > MAX_INT):
-            raise BadContent("Matrix has neither fractions nor integers beyond 2^53 in the content of events")
-        if isinstance(value, Mapping):
-            left.extend(value.values())  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType] - any JSON
-        elif isinstance(value, list | tuple):
-            left.extend(value)  # pyright: ignore[reportUnknownArgumentType] - any JSON

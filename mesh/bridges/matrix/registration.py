@@ -49,8 +49,8 @@ class Registration:
 
     @property
     def bot(self) -> str:
-        """The local part of the appservice's own user."""
-        return f"{self.prefix}bot"
+        """The local part of the appservice's own user, as the speaker `_bot` has it: an em may well be called `bot`."""
+        return f"{self.prefix}_bot"
 
     def owns(self, user_id: str) -> bool:
         """Whether a user is one of ours."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote
 
-from mesh.bridges.matrix.errors import MatrixError
+from mesh.bridges.matrix.errors import MatrixUnavailable
 from mesh.store import Hold, Store
 
 MAX_NAME: Final = 200  # bytes of a folder's name; longer users' folders are named by digest
@@ -25,7 +25,7 @@ class Vault:
     """One user's folder, held until it is closed."""
 
     def __init__(self, base: Path, user: str) -> None:
-        """Make the folder if need be and take it. Raises MatrixError when another process has it, StoreFailed."""
+        """Make the folder if need be and take it. Raises MatrixUnavailable when another process has it."""
         self._folder = base / _name(user)
         self._folder.mkdir(parents=True, exist_ok=True)
         base.chmod(0o700)
@@ -33,7 +33,7 @@ class Vault:
         try:
             self._hold = Hold(_private(self._folder / "lock.db"))
         except BlockingIOError as error:
-            raise MatrixError(
+            raise MatrixUnavailable(
                 f"another process uses the keys in {self._folder}: stop it, two would spoil them"
             ) from error
         try:
@@ -74,6 +74,11 @@ class Vault:
 def users(base: Path) -> list[str]:
     """The users that have a folder; those named by digest are left out."""
     return sorted(unquote(folder.name) for folder in base.glob("%40*") if (folder / "device.db").is_file())
+
+
+def has_vault(base: Path, user: str) -> bool:
+    """Whether a user has a folder."""
+    return (base / _name(user) / "device.db").is_file()
 
 
 def _name(user: str) -> str:

@@ -1,0 +1,493 @@
+"""Encrypted rooms, both ways in, with a real Synapse and a person with an ordinary encrypting client (matrix-nio)."""
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from homeserver import INSTALLED, Synapse, free_port
+from nio import AsyncClient, AsyncClientConfig, MegolmEvent, MessageDirection, RoomKeyRequest
+from nio.crypto import OlmDevice
+
+from mesh.bridges.matrix.account import Account, Session, log_in, sign_anew
+from mesh.bridges.matrix.api import As
+from mesh.bridges.matrix.appservice import AppService
+from mesh.bridges.matrix.content import Relation, edit, message
+from mesh.bridges.matrix.crosssigning import is_signed
+from mesh.bridges.matrix.errors import MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.inbox import SEALED, Inbound
+from mesh.bridges.matrix.port import ENCRYPTED, ENCRYPTION, MEMBER, MESSAGE, REACTION, Speaker
+from mesh.bridges.matrix.registration import Registration, new_registration
+from mesh.bridges.matrix.schema import MATRIX_SCHEMA
+from mesh.clock import now_ms
+from mesh.store import Store
+
+pytestmark = [
+    pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: NO ENCRYPTED ROOM IS TESTED LIVE"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
+]
+
+ADA, BOB = Speaker("ada", "Ada"), Speaker("bob", "Bob")
+REGISTRATIONS = 20  # one a test: what one leaves unheard must not reach the next
+SEALING = {"type": ENCRYPTION, "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+PASSWORD = "secret"
+Port = AppService | Account
+Shared = tuple[Synapse, list[tuple[Registration, int]]]
+
+
+class Human:
+    """A person with one encrypting client."""
+
+    def __init__(self, synapse: Synapse, login: dict[str, Any], folder: Path) -> None:
+        folder.mkdir()
+        config = AsyncClientConfig(encryption_enabled=True, store_sync_tokens=True)
+        self.client = AsyncClient(synapse.url, login["user_id"], store_path=str(folder), config=config)
+        self.client.restore_login(login["user_id"], login["device_id"], login["access_token"])
+        self.id: str = login["user_id"]
+
+    async def begin(self) -> None:
+        await self.client.keys_upload()
+        await self.sync()
+
+    async def sync(self) -> None:
+        """Hear everything, and do what an encrypting client does after it."""
+        await self.client.sync(0, full_state=True)
+        if self.client.should_upload_keys:
+            await self.client.keys_upload()
+        if self.client.should_query_keys:
+            await self.client.keys_query()
+        if self.client.should_claim_keys:
+            await self.client.keys_claim(self.client.get_users_for_key_claiming())
+        await self.client.send_to_device_messages()
+
+    async def room(self, *invited: str) -> str:
+        return str((await self.client.room_create(invite=list(invited), initial_state=[SEALING])).room_id)
+
+    async def say(self, room: str, text: str, **more: Any) -> str:
+        await self.sync()
+        content = {"msgtype": "m.text", "body": text} | more
+        sent = await self.client.room_send(room, MESSAGE, content, ignore_unverified_devices=True)
+        return str(sent.event_id)
+
+    async def events(self, room: str) -> list[Any]:
+        """All events of a room as this client sees them, oldest first."""
+        await self.sync()
+        found, start = list[Any](), ""
+        while True:
+            page = await self.client.room_messages(room, start, direction=MessageDirection.front, limit=500)
+            found += page.chunk
+            if not page.end or not page.chunk:
+                return found
+            start = page.end
+
+    async def heard(self, room: str) -> list[str]:
+        """What others said, as far as this client can read it: `?` where it cannot."""
+        said = [event for event in await self.events(room) if event.sender != self.id]
+        return [
+            "?" if isinstance(event, MegolmEvent) else event.source["content"]["body"].split(": ", 1)[-1]
+            for event in said
+            if isinstance(event, MegolmEvent) or event.source["type"] == MESSAGE
+        ]
+
+    async def until(self, room: str, text: str) -> list[str]:
+        """`heard` once something has been said."""
+        while text not in (found := await self.heard(room)):
+            await asyncio.sleep(0)
+        return found
+
+
+class Place:
+    """One way in, with a database and keys that outlive the ports that run on them."""
+
+    def __init__(self, path: Path, synapse: Synapse, way: Registration | Session, listen: int) -> None:
+        self.path, self.synapse, self.way, self.listen = path, synapse, way, listen
+        self.keys = path / "matrix"
+
+    @asynccontextmanager
+    async def port(self) -> AsyncGenerator[Port]:
+        """A port that runs within the block and is cut off at its end, as a crash would."""
+        store = Store(self.path / "node.db", {"matrix": MATRIX_SCHEMA})
+        port = self.build(store)
+        try:
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(port.run())
+                ready = group.create_task(port.ready.wait())
+                await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
+                try:
+                    yield port
+                finally:
+                    task.cancel()
+                    ready.cancel()
+        finally:
+            store.close()
+
+    def build(self, store: Store) -> Port:
+        if isinstance(self.way, Registration):
+            return AppService(self.synapse.url, self.way, ("127.0.0.1", self.listen), store, now_ms)
+        return Account(self.way, store, now_ms)
+
+
+def new_way() -> tuple[Registration, int]:
+    listen = free_port()
+    name = f"_m{os.urandom(3).hex()}_"
+    return replace(new_registration(f"http://127.0.0.1:{listen}", "localhost", name), id=name), listen
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shared]:
+    """A Synapse that stays up, and appservices that nobody used yet."""
+    spare = [new_way() for _ in range(REGISTRATIONS)]
+    synapse = Synapse(tmp_path_factory.mktemp("synapse"), [one.text() for one, _ in spare])
+    try:
+        asyncio.run(synapse.start())
+        yield synapse, spare
+    finally:
+        synapse.stop()
+
+
+@pytest.fixture(params=["appservice", "account"])
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+async def place(way: str, shared: Shared, tmp_path: Path) -> Place:
+    """Both ways in, one after the other: what a test says of one holds for the other."""
+    synapse, spare = shared
+    if way == "appservice":
+        return Place(tmp_path, synapse, *spare.pop())
+    user = f"node{os.urandom(4).hex()}"
+    await synapse.register(user, PASSWORD)
+    return Place(tmp_path, synapse, await log_in(synapse.url, user, PASSWORD), 0)
+
+
+@asynccontextmanager
+async def person(place: Place, login: dict[str, Any] | None = None) -> AsyncGenerator[Human]:
+    folder = place.path / os.urandom(4).hex()
+    one = Human(place.synapse, login or await place.synapse.register(f"human{os.urandom(4).hex()}", PASSWORD), folder)
+    try:
+        await one.begin()
+        yield one
+    finally:
+        await one.client.close()
+
+
+async def second_device(place: Place, human: Human) -> dict[str, Any]:
+    session = await log_in(place.synapse.url, human.id, PASSWORD)
+    return {"user_id": session.user_id, "device_id": session.device_id, "access_token": session.token}
+
+
+async def together(port: Port, human: Human, *speakers: Speaker) -> str:
+    """An encrypted room where the person and the speakers are."""
+    ids = {await port.ensure(speaker) for speaker in speakers}
+    room = await human.room(*ids)
+    while ids:
+        event = await take(port)
+        if event.kind == MEMBER and event.state_key in ids and event.content["membership"] == "invite":
+            ids.discard(event.state_key)
+            speaker = next(one for one in speakers if port.user_id(one.key) == event.state_key)
+            assert await port.join(speaker.key, room) == room
+    return room
+
+
+async def take(port: Port) -> Inbound:
+    """The next event, handled."""
+    event = await anext(port.inbox)
+    port.inbox.handled(event)
+    return event
+
+
+async def heard(port: Port, last: str) -> list[str]:
+    """The messages up to one that says `last`; `?` is one that could not be read."""
+    found = list[str]()
+    while last not in found:
+        event = await take(port)
+        if event.kind in {MESSAGE, SEALED}:
+            found.append("?" if event.kind == SEALED else str(event.content["body"]))
+    return found
+
+
+async def on_the_server(human: Human, room: str) -> list[dict[str, Any]]:
+    """The contents of a room's events by others, as the homeserver has them."""
+    path = f"/_matrix/client/v3/rooms/{room}/messages?dir=f&limit=500&access_token={human.client.access_token}"
+    async with await human.client.send("GET", path) as answer:
+        chunk = (await answer.json())["chunk"]
+    return [event for event in chunk if event["sender"] != human.id]
+
+
+async def keys_of(human: Human, user: str) -> dict[str, Any]:
+    path = f"/_matrix/client/v3/keys/query?access_token={human.client.access_token}"
+    async with await human.client.send("POST", path, f'{{"device_keys": {{"{user}": []}}}}') as answer:
+        return dict(await answer.json())
+
+
+async def test_what_is_said_is_read_by_both_and_by_nobody_else(place: Place) -> None:
+    """A person and two ems talk; the homeserver sees ciphertext, with relations in clear as it needs them."""
+    async with person(place) as human, place.port() as port:
+        room = await together(port, human, ADA, BOB)
+        hello = await human.say(room, "hello")
+        assert await heard(port, "hello") == ["hello"]
+        reply = await port.send(ADA, room, MESSAGE, message("*good* day", relation=Relation(reply_to=hello)), "k1")
+        await port.send(ADA, room, MESSAGE, edit(reply, message("good evening")), "k2")
+        await port.send(BOB, room, MESSAGE, message("same here"), "k3")
+        await port.send(
+            BOB, room, REACTION, {"m.relates_to": {"rel_type": "m.annotation", "event_id": hello, "key": "x"}}, "k4"
+        )
+        assert (await human.until(room, "same here"))[-1] == "same here"
+        said = {event.event_id: event.source["content"] for event in await human.events(room)}
+        assert said[reply]["m.relates_to"]["m.in_reply_to"]["event_id"] == hello
+        seen = {event["event_id"]: event for event in await on_the_server(human, room)}
+        assert {event["type"] for event in seen.values()} == {MEMBER, ENCRYPTED, REACTION}
+        assert "day" not in str(seen)
+        assert seen[reply]["unsigned"]["m.relations"]["m.replace"]["type"] == ENCRYPTED
+
+
+async def test_long_messages_fit_and_repeated_ones_are_one(place: Place) -> None:
+    """The longest message is cut so that it can be sealed; an attempt that is repeated is the same event."""
+    async with person(place) as human, place.port() as port:
+        room = await together(port, human, ADA)
+        said = message("x" * 100_000)
+        first = await port.send(ADA, room, MESSAGE, said, "long")
+        again = "UPDATE matrix_outbox SET done_ms = NULL, event_id = NULL, content = ? WHERE key = 'long'"
+        with port._store.transaction():
+            port._store.execute(again, (json.dumps(said),))
+        port.outbox.wake()
+        assert (await port.outbox.wait("ada", "long")).event_id == first
+        (text,) = await human.heard(room)
+        assert len(text) > 40_000
+        assert text.endswith("too long for one message]")
+
+
+async def test_a_device_that_was_logged_out_is_replaced(shared: Shared, tmp_path: Path) -> None:
+    """When somebody removes an em's device, another one takes its place while the node runs."""
+    synapse, spare = shared
+    place = Place(tmp_path, synapse, *spare.pop())
+    async with person(place) as human, place.port() as port:
+        room = await together(port, human, ADA)
+        user = port.user_id("ada")
+        (old,) = (await keys_of(human, user))["device_keys"][user]
+        await port._api.call("POST", ("client", "v3", "logout"), {}, acting=As(user, old))
+        while not (devices := {*(await keys_of(human, user))["device_keys"][user]}) or old in devices:
+            await asyncio.sleep(0)
+        await human.say(room, "still there?")
+        assert await heard(port, "still there?") == ["still there?"]
+
+
+async def test_what_was_said_while_it_was_down_is_read_in_order_by_the_same_devices(place: Place) -> None:
+    """After a restart the devices are the same, and what was missed is opened in order."""
+    async with person(place) as human:
+        async with place.port() as port:
+            room = await together(port, human, ADA, BOB)
+            await human.say(room, "before")
+            assert await heard(port, "before") == ["before"]
+            await port.send(ADA, room, MESSAGE, message("indeed"), "k1")
+            before = (await keys_of(human, port.user_id("ada")))["device_keys"]
+        missed = [str(number) for number in range(60)]
+        for text in missed:
+            await human.say(room, text)
+        async with place.port() as port:
+            await port.ensure(ADA)
+            await human.say(room, "end")
+            assert await heard(port, "end") == [*missed, "end"]
+            await port.send(ADA, room, MESSAGE, message("back"), "k2")
+            assert await human.until(room, "back") == ["indeed", "back"]
+            after = (await keys_of(human, port.user_id("ada")))["device_keys"]
+    assert [*after[port.user_id("ada")]] == [*before[port.user_id("ada")]]
+
+
+async def test_a_device_that_comes_later_reads_what_is_said_from_then_on(place: Place) -> None:
+    """A person's second device, added in the middle, reads what is said afterwards, and nothing from before."""
+    async with person(place) as human, place.port() as port:
+        room = await together(port, human, ADA)
+        await human.say(room, "hello")
+        await heard(port, "hello")
+        await port.send(ADA, room, MESSAGE, message("early"), "early")
+        async with person(place, await second_device(place, human)) as other:
+            number = 0
+            while "late" not in (seen := await other.heard(room)):  # until the news of the device has come to us
+                number += 1
+                await port.send(ADA, room, MESSAGE, message("late"), f"late {number}")
+            assert seen[0] == "?"
+            assert "?" not in await human.heard(room)
+
+
+async def test_who_has_left_gets_no_more_keys(place: Place) -> None:
+    """What is said after somebody left is sealed with a key that they never get."""
+    async with person(place) as human, person(place) as guest, place.port() as port:
+        room = await together(port, human, ADA)
+        await human.client.room_invite(room, guest.id)
+        await guest.client.join(room)
+        event = await take(port)
+        while event.state_key != guest.id or event.content["membership"] != "join":
+            event = await take(port)
+        await port.send(ADA, room, MESSAGE, message("to both"), "k1")
+        await guest.until(room, "to both")
+        await guest.client.room_leave(room)
+        while event.state_key != guest.id or event.content["membership"] != "leave":
+            event = await take(port)
+        await port.send(ADA, room, MESSAGE, message("to one"), "k2")
+        await human.until(room, "to one")
+        await guest.sync()
+        had = [
+            set(one.client.olm.inbound_group_store[room][own])
+            for one in (human, guest)
+            for own in [sender_key(one, port, room)]
+        ]
+        assert len(had[0] - had[1]) == 1
+
+
+def sender_key(human: Human, port: Port, room: str) -> str:
+    """The key of the device that Ada speaks from."""
+    (device,) = human.client.olm.device_store.active_user_devices(port.user_id("ada"))
+    assert device.curve25519 in human.client.olm.inbound_group_store[room]
+    return str(device.curve25519)
+
+
+async def test_a_room_that_becomes_encrypted_is_so_from_then_on(place: Place) -> None:
+    """When somebody encrypts a room where we sit, the next thing we say is sealed, and we read what is."""
+    async with person(place) as human, place.port() as port:
+        me = await port.ensure(ADA)
+        room = str((await human.client.room_create(invite=[me])).room_id)
+        event = await take(port)
+        while event.kind != MEMBER or event.state_key != me:
+            event = await take(port)
+        await port.join("ada", room)
+        await port.send(ADA, room, MESSAGE, message("in clear"), "k1")
+        assert not list(place.keys.glob("*"))
+        await human.client.room_put_state(room, ENCRYPTION, SEALING["content"])
+        while event.kind != ENCRYPTION:
+            event = await take(port)
+        await port.send(ADA, room, MESSAGE, message("sealed"), "k2")
+        assert await human.until(room, "sealed") == ["in clear", "sealed"]
+        await human.say(room, "hello")
+        assert await heard(port, "hello") == ["hello"]
+        assert [event["type"] for event in await on_the_server(human, room)] == [MEMBER, MESSAGE, ENCRYPTED]
+
+
+async def test_our_devices_are_signed(place: Place) -> None:
+    """The homeserver has a master key, a key signed by it, and a device signed by that: strict clients accept it."""
+    async with person(place) as human, place.port() as port:
+        await together(port, human, ADA)
+        user = port.user_id("ada")
+        keys = await keys_of(human, user)
+        (device,) = keys["device_keys"][user].values()
+        (master,) = keys["master_keys"][user]["keys"].values()
+        signing = keys["self_signing_keys"][user]
+        (public,) = signing["keys"].values()
+        assert is_signed(signing, user, master)
+        assert is_signed(device, user, public)
+        assert not is_signed(device, user, master)
+
+
+async def test_an_event_that_cannot_be_read_is_shown_and_comes_again_when_its_key_does(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that got lost is asked for; what it opens comes late, even after a restart, under the same id."""
+    async with person(place) as human:
+        async with place.port() as port:
+            room = await together(port, human, ADA)
+            user = port.user_id("ada")
+            with monkeypatch.context() as patch:
+                patch.setattr("mesh.bridges.matrix.engine.Engine.receive", lambda _engine, _events: [])
+                said = await human.say(room, "can you read this?")
+                event = await take(port)
+                while event.kind != SEALED:
+                    event = await take(port)
+            assert (event.event_id, event.sender) == (said, human.id)
+            request = await key_request(human, user)
+            assert (request.room_id, request.session_id) == (room, event.content["session_id"])
+        async with place.port() as port:
+            await port.ensure(ADA)
+            await forward(human, request)
+            event = await take(port)
+            while event.kind != MESSAGE:
+                event = await take(port)
+            assert (event.event_id, event.content["body"]) == (said, "can you read this?")
+            await human.say(room, "good")
+            assert await heard(port, "good") == ["good"]
+
+
+async def key_request(human: Human, user: str) -> RoomKeyRequest:
+    """The next request for a key by a user."""
+    while True:
+        answer = await human.client.sync(1000)
+        for event in answer.to_device_events:
+            if isinstance(event, RoomKeyRequest) and event.sender == user:
+                return event
+
+
+async def forward(human: Human, request: RoomKeyRequest) -> None:
+    """Give the key that was asked for, as clients do for those who should have had it."""
+    olm = human.client.olm
+    device: OlmDevice = olm.device_store[request.sender][request.requesting_device_id]
+    group = olm.inbound_group_store.get(request.room_id, olm.account.identity_keys["curve25519"], request.session_id)
+    session = olm.session_store.get(device.curve25519)
+    await human.client.to_device(olm._encrypt_forwarding_key(request.room_id, group, session, device))
+
+
+async def test_lost_keys_are_replaced(shared: Shared, tmp_path: Path) -> None:
+    """Without its folder of keys an em gets a new device, signed by new keys, and talks on; the old one is gone."""
+    synapse, spare = shared
+    place = Place(tmp_path, synapse, *spare.pop())
+    async with person(place) as human:
+        async with place.port() as port:
+            room = await together(port, human, ADA)
+            await human.say(room, "hello")
+            await heard(port, "hello")
+            (old,) = (await keys_of(human, port.user_id("ada")))["device_keys"][port.user_id("ada")]
+        shutil.rmtree(place.keys)
+        async with place.port() as port:
+            user = await port.ensure(ADA)
+            await port.send(ADA, room, MESSAGE, message("here again"), "k1")
+            await human.until(room, "here again")
+            await human.say(room, "welcome back")
+            assert (await heard(port, "welcome back"))[-1] == "welcome back"
+            keys = await keys_of(human, user)
+            (new,), (public,) = keys["device_keys"][user].values(), keys["self_signing_keys"][user]["keys"].values()
+            assert new["device_id"] != old
+            assert is_signed(new, user, public)
+
+
+async def test_an_account_that_lost_its_keys_says_so_and_talks_again_after_a_login(
+    shared: Shared, tmp_path: Path
+) -> None:
+    """Nothing is sent in clear or from a device that cannot read the answers; a fresh login mends it."""
+    synapse, _ = shared
+    user = f"node{os.urandom(4).hex()}"
+    await synapse.register(user, PASSWORD)
+    place = Place(tmp_path, synapse, await log_in(synapse.url, user, PASSWORD), 0)
+    async with person(place) as human:
+        async with place.port() as port:
+            room = await together(port, human, ADA)
+            await port.send(ADA, room, MESSAGE, message("hello"), "k1")
+        shutil.rmtree(place.keys)
+        async with place.port() as port:
+            with pytest.raises(MatrixRefused, match="log this account in again"):
+                await port.send(ADA, room, MESSAGE, message("lost"), "k2")
+        place.way = await log_in(synapse.url, user, PASSWORD)
+        async with place.port() as port:
+            await port.send(ADA, room, MESSAGE, message("here again"), "k3")
+            assert await human.until(room, "here again") == ["hello", "here again"]
+            await human.say(room, "welcome back")
+            assert (await heard(port, "welcome back"))[-1] == "welcome back"
+            assert not await is_trusted(human, place.way)
+            with pytest.raises(MatrixUnavailable, match="another process"):
+                await sign_anew(place.way, place.keys, PASSWORD)
+        with pytest.raises(MatrixRefused, match="M_FORBIDDEN"):
+            await sign_anew(place.way, place.keys, "wrong")
+        await sign_anew(place.way, place.keys, PASSWORD)
+        async with place.port():
+            assert await is_trusted(human, place.way)
+
+
+async def is_trusted(human: Human, session: Session) -> bool:
+    """Whether an account's device bears the signature of its user's signing key."""
+    keys, user = await keys_of(human, session.user_id), session.user_id
+    (public,) = keys["self_signing_keys"][user]["keys"].values()
+    return is_signed(keys["device_keys"][user][session.device_id], user, public)
