@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 import structlog
 from nio.crypto import InboundGroupSession, Olm
 from nio.events import ForwardedRoomKeyEvent, OlmEvent, RoomKeyEvent
-from nio.exceptions import EncryptionError, LocalProtocolError
+from nio.exceptions import EncryptionError, GroupEncryptionError, LocalProtocolError
 from nio.responses import KeysClaimResponse, KeysQueryResponse, KeysUploadResponse
 from nio.store import SqliteStore
 from peewee import PeeweeException
@@ -26,7 +26,7 @@ from mesh.errors import StoreFailed
 MEGOLM: Final = "m.megolm.v1.aes-sha2"
 ONE_TIME: Final = "signed_curve25519"
 LOW: Final = 25  # one-time keys at the homeserver below which more are made, half of what it is given at once
-REFUSALS: Final = (EncryptionError, LocalProtocolError)  # nio's own; vodozemac's are ValueErrors
+REFUSALS: Final = (EncryptionError, GroupEncryptionError, LocalProtocolError)  # nio's own; vodozemac's are ValueErrors
 MAX_CIPHER: Final = 128 * 1024  # characters of a ciphertext; an event has 64 KiB
 
 Wanted = Callable[[str, str], bool]
