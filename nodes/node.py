@@ -26,6 +26,8 @@ from nodes.companion import Alone, Companion
 from nodes.config import MeshConfig
 from nodes.em import MAX_MEMORY_FILES, Em, load_ems
 from nodes.errors import NodeError
+from nodes.media import Media
+from nodes.picture import pictures
 from nodes.runtime import Parts, Runtime
 from nodes.speaker import Models
 from nodes.turns import Taken
@@ -65,12 +67,13 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What a node stands on; nodes.commands chooses it."""
+    """What a node stands on; nodes.commands chooses it. `media` is where pictures are, None for nowhere."""
 
     bus: Bus
     store: Store
     models: Models
     clock: Clock
+    media: Media | None = None
 
 
 class Node:
@@ -92,7 +95,7 @@ class Node:
             config.limits.queue,
         )
         self.runtime = Runtime(parts)
-        forgetting = Forgetting(ground.store, Own(identity.mesh, identity.signer), self.runtime.forget)
+        forgetting = Forgetting(ground.store, Own(identity.mesh, identity.signer), self._forget)
         self.ledger = Ledger(ground.bus, ground.store, identity.trust, ground.clock, self._hear, forgetting)
         self.companion: Companion = Alone()
         self.ready = asyncio.Event()
@@ -184,6 +187,13 @@ class Node:
 
     def _ended(self, turn: Taken, act: Act | None) -> None:
         self.companion.ended(turn, act)
+
+    def _forget(self, entries: Sequence[Entry]) -> None:
+        """Let go of acts that are taken back, and of the pictures that they showed."""
+        self.runtime.forget(entries)
+        for picture in itertools.chain.from_iterable(pictures(entry.act) for entry in entries):
+            if self.ground.media is not None:
+                self.ground.media.forget(picture.sha256)
 
     def _proceed(self) -> None:
         self.runtime.proceed()

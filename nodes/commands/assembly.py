@@ -71,9 +71,10 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
         client = NodeId(home.signer("client").public)
         identity = Identity(home.signer("node"), home.certificate(), home.trust(), client)
         identity.certificate.check(now_ms())
-        node = Node(config, home.ems, identity, Ground(bus, store, models, now_ms))
+        media = Media(home.media)
+        node = Node(config, home.ems, identity, Ground(bus, store, models, now_ms, media))
         login = read_login(home.keys)
-        more: Operations = _matrix(node, login, Media(home.media)) if login else {}
+        more: Operations = _matrix(node, login, media) if login else {}
         credentials = _credentials(home, config) if server is None else None
         running = Running(os.getpid(), url, now_ms(), server is None, None if credentials is None else str(credentials))
         stack.callback(home.announce, None)

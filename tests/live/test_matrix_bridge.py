@@ -351,10 +351,12 @@ async def test_a_picture_is_seen(world: Bridged, human: Human) -> None:
         data = image("png")
         answer, _ = await human.client.upload(lambda *_: data, "image/png", "dot.png", filesize=len(data))
         info = {"mimetype": "image/png", "size": len(data)}
-        await human.say(room, "ada: dot.png", msgtype="m.image", url=answer.content_uri, info=info)
+        posted = await human.say(room, "ada: dot.png", msgtype="m.image", url=answer.content_uri, info=info)
         await said(human, room, body(bridge, "ada", "A dot."))
         (shown,) = pictures(recent(world.here.ground.store, "tea", 9)[0].act)
         assert (world.path / "media" / shown.sha256).read_bytes() == data
+        await human.client.room_redact(room, posted)
+        await until(lambda: not (world.path / "media" / shown.sha256).exists())
 
 
 async def test_what_is_old_or_of_machines_is_read_and_not_answered(world: Bridged, human: Human) -> None:

@@ -12,6 +12,7 @@ from mesh.store import MESH_SCHEMA, Store
 from mesh.trust import Trust
 from nodes.config import MeshConfig
 from nodes.matrix.tables import BRIDGE_SCHEMA
+from nodes.media import Media
 from nodes.models.base import Model
 from nodes.node import Ground, Identity, Node
 from nodes.prompt import Style
@@ -84,7 +85,13 @@ class World:
         `prepare` is called before it runs: to give it a companion.
         """
         store = Store(self.path / "node.db", SCHEMAS)
-        ground = Ground(bus or self.broker.connect(), store, Models(model, lambda _: style, "scripted"), self.clock)
+        ground = Ground(
+            bus or self.broker.connect(),
+            store,
+            Models(model, lambda _: style, "scripted"),
+            self.clock,
+            Media(self.path / "media"),
+        )
         node = Node(self.config, self.ems, Identity(NODE, certificate(NODE), TRUST, NodeId(CLIENT.public)), ground)
         prepare(node)
         async with asyncio.TaskGroup() as group:
