@@ -320,7 +320,7 @@ async def test_an_account_that_a_client_has_signed_gets_keys_of_the_nodes_own(
         assert (await told(*login, "--owner", "@mara:localhost"))[0] == 0
         async with up(home):
             await secret.room("@amp:localhost")
-            while "devices" not in (found := await examined(told, home)) or "no keys" in found["devices"][0][1]:
+            while "devices" not in (found := await examined(told, home)) or "reads nothing" in found["devices"][0][1]:
                 await asyncio.sleep(0.05)
             ((state, line),) = found["devices"]
             assert (state, "--new-keys" in line) == ("warn", True)

@@ -18,6 +18,7 @@ from nio.crypto import OlmDevice
 from mesh.bridges.matrix.account import Account, Session, log_in, sign_anew
 from mesh.bridges.matrix.api import As
 from mesh.bridges.matrix.appservice import AppService
+from mesh.bridges.matrix.common import Own
 from mesh.bridges.matrix.content import Relation, edit, message
 from mesh.bridges.matrix.crosssigning import is_signed
 from mesh.bridges.matrix.errors import MatrixRefused, MatrixUnavailable
@@ -25,6 +26,7 @@ from mesh.bridges.matrix.inbox import SEALED, Inbound
 from mesh.bridges.matrix.port import ENCRYPTED, ENCRYPTION, MEMBER, MESSAGE, REACTION, Speaker
 from mesh.bridges.matrix.registration import Registration, new_registration
 from mesh.bridges.matrix.schema import MATRIX_SCHEMA
+from mesh.bridges.matrix.several import Several
 from mesh.clock import now_ms
 from mesh.store import Store
 
@@ -262,6 +264,29 @@ async def test_long_messages_fit_and_repeated_ones_are_one(place: Place) -> None
         (text,) = [event.body for event in await human.events(room) if event.source["type"] == MESSAGE]
         assert len(text) > 40_000
         assert text.endswith("too long for one message]")
+
+
+async def test_an_account_of_its_own_beside_the_appservice(shared: Shared, tmp_path: Path) -> None:
+    """Ems with users of both kinds sit in one encrypted room: each has its device, and what is said is heard once."""
+    synapse, spare = shared
+    place, user = Place(tmp_path, synapse, *spare.pop()), f"bob{os.urandom(4).hex()}"
+    await synapse.register(user, PASSWORD)
+    session = await log_in(synapse.url, user, PASSWORD)
+
+    def several(store: Store) -> Several:
+        primary = Place.build(place, store)
+        return Several(primary, {"bob": Account(session, store, now_ms, own=Own("bob", primary))})
+
+    place.build = several
+    async with person(place) as human, place.port() as port:
+        room = await together(port, human, ADA, BOB)
+        await human.say(room, "hello")
+        assert await heard(port, "hello") == ["hello"]
+        await port.send(ADA, room, MESSAGE, message("good day"), "k1")
+        await port.send(BOB, room, MESSAGE, message("hi"), "k2")
+        assert await human.until(room, "hi") == ["good day", "hi"]
+        await human.say(room, "end")
+        assert await heard(port, "end") == ["end"]
 
 
 async def test_a_device_that_was_logged_out_is_replaced(shared: Shared, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mesh.bridges.matrix.api import Access, Api
+from mesh.bridges.matrix import sealed as sealed_module
 from mesh.bridges.matrix.content import edit, message, size
 from mesh.bridges.matrix.crosssigning import SigningKeys, canonical, is_signed
-from mesh.bridges.matrix.crypto import Crypto, shorter
+from mesh.bridges.matrix.crypto import shorter
 from mesh.bridges.matrix.engine import MEGOLM, Engine
 from mesh.bridges.matrix.errors import MatrixUnavailable
-from mesh.bridges.matrix.inbox import Inbox
+from mesh.bridges.matrix.inbox import SEALED, Inbound
 from mesh.bridges.matrix.schema import MATRIX_SCHEMA
+from mesh.bridges.matrix.sealed import Sealed
 from mesh.bridges.matrix.vault import Vault, has_vault, users
 from mesh.store import Store
 
@@ -298,34 +299,43 @@ def test_what_is_sealed_is_made_to_fit(text: str, room: int) -> None:
         assert short == content or size(content) > room
 
 
-class Nobody:
-    """An owner without users."""
-
-    replaces = False
-
-    async def device_of(self, user: str, known: str | None) -> Any:
-        raise MatrixUnavailable(f"{user} {known}")
-
-    async def seated(self, room: str) -> list[str]:
-        return [room]
-
-    def owns(self, user_id: str) -> bool:
-        return not user_id
-
-
 @pytest.fixture
-def crypto(tmp_path: Path) -> Iterator[Callable[[], Crypto]]:
-    store = Store(tmp_path / "node.db", {"matrix": MATRIX_SCHEMA})
-    yield lambda: Crypto(Api(Access("", "")), store, Inbox(store, lambda: 0), tmp_path / "matrix", Nobody())
-    store.close()
+def store(tmp_path: Path) -> Iterator[Store]:
+    with closing(Store(tmp_path / "node.db", {"matrix": MATRIX_SCHEMA})) as one:
+        yield one
 
 
-def test_old_words_are_not_served_as_new_ones(crypto: Callable[[], Crypto]) -> None:
+def test_old_words_are_not_served_as_new_ones(store: Store) -> None:
     """A place in a session belongs to one event, also after a restart."""
-    assert crypto()._is_first("session", 0, "$one")
-    assert crypto()._is_first("session", 0, "$one")
-    assert not crypto()._is_first("session", 0, "$other")
-    assert crypto()._is_first("session", 1, "$other")
+    assert Sealed(store).is_first("session", 0, "$one")
+    assert Sealed(store).is_first("session", 0, "$one")
+    assert not Sealed(store).is_first("session", 0, "$other")
+    assert Sealed(store).is_first("session", 1, "$other")
+
+
+def sealed_event(number: int, room: str = ROOM) -> Inbound:
+    return Inbound(f"$e{number}", room, ADA, SEALED, {"session_id": "s"}, 0, "account")
+
+
+def test_what_cannot_be_opened_waits_in_order_and_is_asked_for_once(store: Store) -> None:
+    """One request a key, whatever the number of events; after a restart they still wait."""
+    assert [Sealed(store).keep(sealed_event(number), "s") for number in (1, 2, 2)] == [True, False, False]
+    again = Sealed(store)
+    assert again.is_wanted(ROOM, "s")
+    assert again.sessions() == [(ROOM, "s")]
+    assert again.waiting(ROOM, "s") == [sealed_event(1), sealed_event(2)]
+    again.forget([sealed_event(1), sealed_event(2)])
+    assert not again.is_wanted(ROOM, "s")
+
+
+def test_made_up_sessions_make_no_work(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a number of keys a room, none is asked for; another room's are, and the oldest events are forgotten."""
+    monkeypatch.setattr(sealed_module, "ASKED", 3)
+    monkeypatch.setattr(sealed_module, "KEPT", 5)
+    one = Sealed(store)
+    assert [one.keep(sealed_event(number), f"s{number}") for number in range(8)] == [True] * 3 + [False] * 5
+    assert len(one.sessions()) == 5
+    assert one.keep(sealed_event(8, "!other:x"), "s")
 
 
 def test_a_bridge_without_encrypted_rooms_loads_no_cryptography() -> None:

@@ -7,9 +7,7 @@ the first of them.
 
 import asyncio
 import importlib
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
 
@@ -20,6 +18,7 @@ from mesh.bridges.matrix.content import fit, size
 from mesh.bridges.matrix.errors import MatrixError, MatrixFull, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import SEALED, Inbound, Inbox, parse_event
 from mesh.bridges.matrix.port import ENCRYPTION, MEMBER
+from mesh.bridges.matrix.sealed import Sealed
 from mesh.bridges.matrix.vault import Vault, has_vault, users
 from mesh.store import Store
 from mesh.words import plain
@@ -31,23 +30,7 @@ POLL_MS: Final = 30_000  # how long the homeserver waits for messages to a devic
 BACKOFF_S: Final = (1.0, 60.0)  # first and longest wait after a failure, doubling between
 BEGIN_S: Final = 20.0  # for all devices to hear what they missed, before anything else is heard
 MAX_CLEAR: Final = 45_000  # bytes of a content before it is sealed: base64 makes a third more of it
-KEPT: Final = 10_000  # unopened events that are remembered; the oldest are forgotten
-REMEMBERED: Final = 100_000  # opened events whose place in their session is remembered, against repetition
-ASKED: Final = 100  # keys of a room that are asked for; whoever makes up more sessions makes us no work
-PRUNE_EVERY: Final = 1_000  # opened events between two prunings
 ROOMS: Final = 10_000  # rooms whose people are remembered
-
-MATRIX_SEALED: Final = """
-    CREATE TABLE matrix_sealed (
-        n INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, room TEXT NOT NULL, session TEXT NOT NULL,
-        event TEXT NOT NULL
-    );
-    CREATE INDEX matrix_sealed_session ON matrix_sealed (room, session);
-    CREATE TABLE matrix_opened (
-        n INTEGER PRIMARY KEY, session TEXT NOT NULL, number INTEGER NOT NULL, event_id TEXT NOT NULL,
-        UNIQUE (session, number)
-    );
-"""
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +63,8 @@ class Crypto:
     """The devices of one way in. `close` it."""
 
     def __init__(self, api: Api, store: Store, inbox: Inbox, base: Path, owner: Owner) -> None:
-        self._api, self._store, self._inbox, self._base, self._owner = api, store, inbox, base, owner
+        self._api, self._inbox, self._base, self._owner = api, inbox, base, owner
+        self._sealed = Sealed(store)
         self._devices: dict[str, Device] = {}
         self._vaults = dict[str, Vault]()
         self._lost = dict[str, MatrixError]()  # users whose keys cannot be had in this run, and why
@@ -89,7 +73,6 @@ class Crypto:
         self._seats = dict[str, list[str]]()  # by room: our users in it, who have devices
         self._listening = set[str]()
         self._more = asyncio.Event()
-        self._opened = 0
 
     def knows(self, user: str) -> bool:
         """Whether a user had a device in an earlier run that is not started yet."""
@@ -126,7 +109,7 @@ class Crypto:
             if device_id != vault.get("device"):
                 vault.set(user=user, device=device_id)
                 vault.unset("since")
-            device = Device(self._api, user, device_id, acting=acting, vault=vault, wanted=self._is_wanted)
+            device = Device(self._api, user, device_id, acting=acting, vault=vault, wanted=self._sealed.is_wanted)
             try:
                 await device.start(replace=self._owner.replaces)
             except KeysLost as error:
@@ -140,16 +123,8 @@ class Crypto:
                 device.close()
                 raise
             log.info("a device for encrypted rooms is ready", user=user, device=device_id)
-            waiting = self._store.rows("SELECT DISTINCT room, session FROM matrix_sealed")
-            self._open_late(device, waiting)  # whose keys came, and then the process ended
+            self._open_late(device, self._sealed.sessions())  # whose keys came, and then the process ended
             return device
-
-    def _is_wanted(self, room: str, session: str) -> bool:
-        row = self._store.one("SELECT 1 FROM matrix_sealed WHERE room = ? AND session = ? LIMIT 1", (room, session))
-        return row is not None
-
-    def _wanted_in(self, room: str) -> int:
-        return int(self._store.one("SELECT count(DISTINCT session) FROM matrix_sealed WHERE room = ?", (room,))[0])
 
     async def begin(self) -> None:
         """Have the users that had devices before hear what was sent to these meanwhile; failures are left to `run`."""
@@ -315,7 +290,7 @@ class Crypto:
         if inside is None:
             return None
         kind, content, number = inside
-        if not self._is_first(str(event.content["session_id"]), number, event.event_id):
+        if not self._sealed.is_first(str(event.content["session_id"]), number, event.event_id):
             log.warning("what was said once is served as another event; it stays closed", room=event.room)
             return None
         raw = {
@@ -328,36 +303,12 @@ class Crypto:
         }
         return parse_event(raw, event.way)
 
-    def _is_first(self, session: str, number: int, event_id: str) -> bool:
-        """Whether no other event had this place in a session: a homeserver could serve old words as new ones."""
-        with self._store.transaction():
-            self._store.insert(
-                "INSERT OR IGNORE INTO matrix_opened (session, number, event_id) VALUES (?, ?, ?)",
-                (session, number, event_id),
-            )
-            self._opened += 1
-            if self._opened % PRUNE_EVERY == 0:
-                self._prune("matrix_opened", REMEMBERED)
-        held = self._store.one("SELECT event_id FROM matrix_opened WHERE session = ? AND number = ?", (session, number))
-        return held is None or held[0] == event_id
-
-    def _prune(self, table: str, kept: int) -> None:
-        self._store.execute(f"DELETE FROM {table} WHERE n <= (SELECT max(n) FROM {table}) - ?", (kept,))  # noqa: S608 - our words
-
     async def _keep(self, event: Inbound) -> None:
         """Remember an event that cannot be opened, and ask for its key once."""
         session = event.content.get("session_id")
         if not isinstance(session, str):
             return
-        asked = self._is_wanted(event.room, session) or self._wanted_in(event.room) >= ASKED
-        with self._store.transaction():
-            new = self._store.insert(
-                "INSERT OR IGNORE INTO matrix_sealed (event_id, room, session, event) VALUES (?, ?, ?, ?)",
-                (event.event_id, event.room, session, json.dumps(asdict(event))),
-            )
-            if new:
-                self._prune("matrix_sealed", KEPT)
-        if asked or not new:
+        if not self._sealed.keep(event, session):
             return
         try:
             for user in self._seats.get(event.room, ()):
@@ -369,10 +320,8 @@ class Crypto:
     def _open_late(self, device: "Device", keys: Iterable[tuple[str, str]]) -> None:
         """Bring the events that wait for these keys to the inbox, oldest first."""
         for room, session in keys:
-            rows = self._store.rows(
-                "SELECT event FROM matrix_sealed WHERE room = ? AND session = ? ORDER BY n", (room, session)
-            )
-            opened = [one for (text,) in rows if (one := self._open(device, Inbound(**json.loads(text))))]
+            events = self._sealed.waiting(room, session)
+            opened = [one for event in events if (one := self._open(device, event))]
             if not opened:
                 continue
             try:
@@ -380,10 +329,7 @@ class Crypto:
             except MatrixFull:
                 log.warning("too much waits to open what came late", events=len(opened))
                 continue
-            with self._store.transaction():
-                self._store.many(
-                    "DELETE FROM matrix_sealed WHERE event_id = ?", [(event.event_id,) for event in opened]
-                )
+            self._sealed.forget(opened)
 
 
 def shorter(content: Mapping[str, Any], room: int) -> dict[str, Any]:

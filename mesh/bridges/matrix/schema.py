@@ -2,9 +2,9 @@
 
 from typing import Final
 
-from mesh.bridges.matrix.crypto import MATRIX_SEALED
 from mesh.bridges.matrix.inbox import MATRIX_INBOX
 from mesh.bridges.matrix.outbox import MATRIX_OUTBOX
+from mesh.bridges.matrix.sealed import MATRIX_SEALED
 
 MATRIX_PROFILES: Final = """
     CREATE TABLE matrix_profiles (
