@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from nodes.matrix import homeserver
 from nodes.matrix.devices import check_user, users_with_keys
 from nodes.matrix.doctor import check_bridge, check_files, check_homeserver, check_limits, check_push, check_rooms
 from nodes.matrix.login import FILE, REGISTRATION_FILE, Listening, Login, read_login, write_login
+from nodes.matrix.settings import Matrix
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=20),
@@ -460,3 +462,15 @@ def test_any_answer_about_devices_gives_a_line(devices: object, masters: object,
 def test_users_of_encrypted_rooms_are_those_that_need_keys() -> None:
     rooms = [room(seat("aporia"), seat("ruri", "out"), encrypted=True), room(seat("teapot"))]
     assert users_with_keys(rooms) == [USER]
+
+
+def test_the_settings_of_the_page_are_those_that_hold_if_nothing_is_set(home: Home) -> None:
+    """But for the lists, which are empty then."""
+    page = (Path(__file__).parent.parent.parent / "docs" / "matrix.md").read_text("utf-8")
+    (yaml,) = [
+        block for block in re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "matrix:" in block
+    ]
+    (home.path / "mesh.yaml").write_text(f"name: amp\n{yaml}", "utf-8")
+    matrix = home.config().matrix
+    assert matrix.model_copy(update={"inviters": (), "bots": ()}) == Matrix()
+    assert set(matrix.model_fields_set) == set(Matrix.model_fields)
