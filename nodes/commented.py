@@ -48,7 +48,7 @@ def _entry(name: str, value: object, indent: str, live: frozenset[str], examples
             yield from _entry(key, item, deeper, nothing, examples)
     else:
         plain = isinstance(value, str) and value.isalpha() and value.lower() not in YAML_WORDS
-        shown = value if plain else json.dumps(value, ensure_ascii=False)
+        shown = str(value) if plain else json.dumps(value, ensure_ascii=False)
         yield f"{indent}{'' if name in live else '#'}{name}: {shown}"
 
 

@@ -188,8 +188,11 @@ def _matrix(node: Node, login: Login, media: Media) -> Operations:
 def _port(node: Node, login: Login, bridge: Bridge) -> MatrixPort:
     store, clock = node.ground.store, node.ground.clock
     if login.registration and login.listening:
+        pages = bridge.pages.page if bridge.pages else None
         where = (login.listening.host, login.listening.port)
-        primary = AppService(login.homeserver, login.registration, where, store, clock, on_done=bridge.done)
+        primary = AppService(
+            login.homeserver, login.registration, where, store, clock, on_done=bridge.done, pages=pages
+        )
     elif login.account:
         primary = Account(login.account, store, clock, bridge.done)
     else:

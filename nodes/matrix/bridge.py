@@ -21,6 +21,7 @@ from nodes.matrix.inward import Inward
 from nodes.matrix.lobby import Lobby
 from nodes.matrix.manners import Manners
 from nodes.matrix.outward import GONE, Outward, read_key
+from nodes.matrix.page import Pages
 from nodes.matrix.settings import Matrix
 from nodes.matrix.tables import BOT, Known
 from nodes.media import Media
@@ -42,14 +43,16 @@ class Bridge:
         """`build` makes the port, whose outbox reports to `done`. `media` is where pictures go."""
         self._node, self._settings = node, settings
         self._store, self._clock = node.ground.store, node.ground.clock
+        key = reply_key(node.identity.signer)
+        self.pages = Pages(settings.pages, key, self._store) if settings.pages else None
         self.port = build(self)
         self.lobby = Lobby(node, self.port, settings, owner)
         self.tables = self.lobby.tables
         self.problems: deque[str] = deque(maxlen=PROBLEMS)
         self.ready = asyncio.Event()
-        inward = Inward(reply_key(node.identity.signer), self.tables, self._find, node.runtime.chains.used)
+        inward = Inward(key, self.tables, self._find, node.runtime.chains.used)
         self._outward = Outward(self.port, self.tables, self._find, self.lobby.who, node.identity.mesh[:12])
-        hands = Hands(node, self.port, self.lobby, inward, self._outward, settings, media, self._tell)
+        hands = Hands(node, self.port, self.lobby, inward, self._outward, settings, media, self.pages, self._tell)
         self.hearing = Hearing(hands)
         self.manners = Manners(self.port, self._rooms_with)
         self._changed = asyncio.Event()

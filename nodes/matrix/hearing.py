@@ -22,6 +22,7 @@ from nodes.matrix import house
 from nodes.matrix.inward import STOPPED, Inward, Scene
 from nodes.matrix.lobby import Lobby
 from nodes.matrix.outward import Outward
+from nodes.matrix.page import Pages
 from nodes.matrix.settings import Matrix
 from nodes.media import Media
 from nodes.node import Node
@@ -49,6 +50,7 @@ class Hands:
     outward: Outward
     settings: Matrix
     media: Media
+    pages: Pages | None
     tell: Callable[[str], None]
 
 
@@ -58,7 +60,7 @@ class Hearing:
     def __init__(self, hands: Hands) -> None:
         self._node, self._port, self._lobby = hands.node, hands.port, hands.lobby
         self._inward, self._outward = hands.inward, hands.outward
-        self._settings, self._media, self._tell = hands.settings, hands.media, hands.tell
+        self._settings, self._media, self._pages, self._tell = hands.settings, hands.media, hands.pages, hands.tell
         self._store, self._clock = hands.node.ground.store, hands.node.ground.clock
         self._tables = hands.lobby.tables
         self._lanes: dict[str, deque[Inbound]] = {}
@@ -201,7 +203,7 @@ class Hearing:
                 return [], f"{em} keeps silent for {span} minutes." if span else f"{em} may speak."
             case "why":
                 known = self._tables.event(heard.reply_to) if heard.reply_to else None
-                return [], house.reason(store, find(store, known.act) if known else None)
+                return [], house.reason(store, find(store, known.act) if known else None, self._pages)
             case "budget":
                 return [], house.budget(store, self._node.runtime.chains, scene)
             case "help":

@@ -10,6 +10,7 @@ from mesh.words import plain
 from nodes.chains import Chains
 from nodes.explain import why
 from nodes.matrix.inward import Scene
+from nodes.matrix.page import Pages
 
 CALL: Final = "!mesh"
 Verb = Literal["help", "stop", "next", "mute", "unmute", "why", "budget"]
@@ -86,8 +87,8 @@ def budget(store: Store, chains: Chains, scene: Scene) -> str:
     return f"{begins}\nThe last talk: {left}{f'; it is over: {spent}' if spent else ''}."
 
 
-def reason(store: Store, about: Entry | None) -> str:
-    """Why an act was said, or who answered it and who did not. The prompt itself is for the node's person alone."""
+def reason(store: Store, about: Entry | None, pages: Pages | None) -> str:
+    """Why an act was said, or who answered it and who did not. The prompt is behind a link, if there are pages."""
     if about is None:
         return "Write it as a reply to a message of which you want to know."
     known = why(store, about.act.id)
@@ -103,5 +104,8 @@ def reason(store: Store, about: Entry | None) -> str:
         outcome = "answered" if told.state == "spoken" else plain(told.outcome or "is still to answer")
         lines.append(f"**{told.taken.em}** ({plain(told.taken.rule)}): {outcome}.")
     lines += [f"{', '.join(ems)}: silent, {plain(rule)}." for rule, ems in sorted(known.silent.items())]
-    lines.append(f"The whole prompt, for the node's person: `mesh why {about.act.id.hex()}`")
+    if pages:
+        lines.append(f"[All of it, with the prompt]({pages.link(about.act.id)})")
+    else:
+        lines.append(f"The whole prompt, for the node's person: `mesh why {about.act.id.hex()}`")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 import re
 from functools import lru_cache
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, StringConstraints
 
@@ -20,6 +21,13 @@ _USERS: Final = re.compile(r"@[^\s:]{1,254}:[^\s]{1,230}|\*")
 def _users(value: str) -> str:
     if not _USERS.fullmatch(value):
         raise ValueError("must be a user such as @mara:example.org, all of a server as @*:example.org, or *")
+    return value
+
+
+def _base(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be a URL that begins with https:// or http://")
     return value
 
 
@@ -69,6 +77,11 @@ class Matrix(Settings):
         description="Users known to be machines: answered only when they mention an em.",
     )
     controls: Controls = Field(default_factory=Controls, description="Reactions that do something.")
+    pages: Annotated[str, AfterValidator(_base)] | None = Field(
+        default=None,
+        description="Where browsers reach the appservice's listener, such as https://mesh.example.org; then `!mesh why`"
+        " links to the whole prompt, for everybody in the room to read. null shows the command instead.",
+    )
     stream: bool = Field(default=True, description="Shows long replies while they are written, in at most 8 edits.")
     answer_within_minutes: float = Field(
         default=60.0, gt=0, le=MAX_MINUTES, description="Older messages are read and not answered."

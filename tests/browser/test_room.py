@@ -4,6 +4,9 @@ The client is Hydrogen in a headless Chromium, against a real Synapse. Nothing l
 """
 
 import asyncio
+import io
+import json
+import re
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,14 +19,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 from homeserver import INSTALLED, Synapse, free_port
+from process import client, make_home, mesh, up
 
-from mesh.bridges.matrix.appservice import AppService
-from mesh.bridges.matrix.content import Relation, message
-from mesh.bridges.matrix.port import MEMBER, MESSAGE, REACTION, Speaker
-from mesh.bridges.matrix.registration import Registration, new_registration
-from mesh.bridges.matrix.schema import MATRIX_SCHEMA
-from mesh.clock import now_ms
-from mesh.store import Store
+from mesh.bridges.matrix.port import MESSAGE, REACTION
+from nodes.home import Home
+from nodes.matrix.login import REGISTRATION_FILE
 
 if TYPE_CHECKING:
     from playwright.async_api import Locator, Page
@@ -54,40 +54,39 @@ FLAGS = [
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 ]
-PERSON, NAME, PASSWORD = "mara", "Mara", "open sesame"
+PERSON, NAME, PASSWORD, ROOM = "mara", "Mara", "open sesame", "lounge"
 QUESTION = "aporia, teapot: what is a mesh, in one breath?"
 SLIP = "the spare key is under the third flowerpot"
-ANSWERS = {
-    Speaker("aporia", "Aporia"): "Many doors and *no doorman*. Task one: leave yours ajar.",
-    Speaker("teapot", "Teapot"): "It is the tide, friend: every shore keeps its own sand, and the water **goes between**.",
-}
+EMS = {"aporia": "name: Aporia\nreply_on_name: true\n", "teapot": "name: Teapot\nreply_on_name: true\n"}
+PORTRAIT = 96  # pixels
+COLOURS = {"aporia": "slateblue", "teapot": "coral"}
 
 
 @asynccontextmanager
-async def two_ems(synapse: Synapse, registration: Registration, port: int, folder: Path) -> AsyncGenerator[list[str]]:
-    """Two ems who join where they are invited and answer who names them; yields their user ids."""
-    store = Store(folder / "node.db", {"matrix": MATRIX_SCHEMA})
-    node = AppService(synapse.url, registration, ("127.0.0.1", port), store, now_ms)
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(node.run())
-        await node.ready.wait()
-        users = [await node.ensure(speaker) for speaker in ANSWERS]
-        answering = group.create_task(answer(node))
-        yield users
-        answering.cancel()
-        running.cancel()
-    store.close()
+async def two_ems(synapse: Synapse, home: Home) -> AsyncGenerator[None]:
+    """A node whose ems are users of the homeserver, as a person sets it up."""
+    listen = f"127.0.0.1:{free_port()}"
+    await told("matrix", "register", synapse.url, "--server-name", "localhost", "--listen", listen, "--home", home.path)
+    await synapse.restart(app_service_config_files=[str(home.path / REGISTRATION_FILE)])
+    for em, colour in COLOURS.items():
+        (home.ems / em / "avatar.png").write_bytes(portrait(em[0].upper(), colour))
+    async with up(home):
+        yield
 
 
-async def answer(node: AppService) -> None:
-    async for event in node.inbox:
-        for speaker, words in ANSWERS.items():
-            if event.kind == MEMBER and event.state_key == node.user_id(speaker.key):
-                await node.join(speaker.key, event.room)
-            elif event.kind == MESSAGE and speaker.key in event.content["body"]:
-                said = message(words, relation=Relation(event.event_id))
-                await node.send(speaker, event.room, MESSAGE, said, event.event_id)
-        node.inbox.handled(event)
+def portrait(letter: str, colour: str) -> bytes:
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture, file = Image.new("RGB", (PORTRAIT, PORTRAIT), colour), io.BytesIO()
+    ImageDraw.Draw(picture).text((PORTRAIT / 2, PORTRAIT / 2), letter, "white", ImageFont.load_default(64), anchor="mm")
+    picture.save(file, "png")
+    return file.getvalue()
+
+
+async def told(*words: str | Path) -> None:
+    """Run a command that must do."""
+    ended = await asyncio.to_thread(mesh, *words)
+    assert ended.returncode == 0, ended.stderr
 
 
 class Person:
@@ -102,13 +101,11 @@ class Person:
         async with self._session.request(method, url, json=body, headers=self._headers) as reply:
             return dict(await reply.json())
 
-    async def room(self, name: str, invited: list[str]) -> str:
-        """A room where all who were invited are."""
+    async def room(self) -> str:
+        """A room that anybody may join."""
         await self.call("PUT", f"profile/{quote(self.id)}/displayname", {"displayname": NAME})
-        room = str((await self.call("POST", "createRoom", {"name": name, "invite": invited}))["room_id"])
-        while len((await self.call("GET", f"rooms/{quote(room)}/joined_members"))["joined"]) <= len(invited):
-            await asyncio.sleep(0.05)
-        return room
+        made = {"name": ROOM, "room_alias_name": ROOM, "preset": "public_chat"}
+        return str((await self.call("POST", "createRoom", made))["room_id"])
 
     async def event(self, room: str, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The one event of a room that is wanted, once it is there."""
@@ -171,61 +168,84 @@ async def say(page: "Page", words: str) -> None:
     await page.keyboard.press("Enter")
 
 
-def line(page: "Page", event_id: str) -> "Locator":
-    return page.locator(f'li[data-event-id="{event_id}"]')
+def line(page: "Page", event: dict[str, Any]) -> "Locator":
+    return page.locator(f'li[data-event-id="{event["event_id"]}"]')
 
 
-async def choose(page: "Page", event_id: str, option: str) -> None:
+async def choose(page: "Page", event: dict[str, Any], option: str) -> None:
     """From the menu of a message."""
-    await line(page, event_id).hover()
-    await line(page, event_id).get_by_role("button", name="⋯").click()
+    await line(page, event).hover()
+    await line(page, event).get_by_role("button", name="⋯").click()
     await page.locator(".menu").get_by_role("button", name=option).click()
+
+
+async def heard(home: Home, text: str, *, still: bool) -> None:
+    """Wait until a node's record of the room has a text, or has it no more."""
+    async with client(home) as node:
+        while still != any(text in json.dumps(act) for act in await node.history("yappings", 100)):
+            await asyncio.sleep(0.05)
 
 
 async def test_a_person_talks_with_two_ems_in_a_web_client(page: "Page", tmp_path: Path) -> None:
     """Types a line, sees each em answer under its own name, reacts to one answer, takes a line of their own back."""
     from playwright.async_api import expect
 
-    listen = free_port()
-    registration = new_registration(f"http://127.0.0.1:{listen}", "localhost")
+    home = make_home(tmp_path / "home", EMS, {"matrix": {"stream": False}})  # this client shows edits as new messages
+    (tmp_path / "synapse").mkdir()
     async with (
-        Synapse(tmp_path, [registration.text()]) as synapse,
-        two_ems(synapse, registration, listen, tmp_path) as ems,
+        Synapse(tmp_path / "synapse") as synapse,
+        two_ems(synapse, home),
         aiohttp.ClientSession(synapse.url, raise_for_status=True) as session,
         client_site() as site,
     ):
         person = Person(session, await synapse.register(PERSON, PASSWORD))
-        room = await person.room("yappings", ems)
+        room = await person.room()
+        await told("matrix", "join", f"{ROOM}:localhost", "--basin", "yappings", "--home", home.path)
         await log_in(page, site, synapse.url)
-        await page.get_by_role("link", name="yappings").click()
+        await page.get_by_role("link", name=ROOM).click()
 
         await say(page, QUESTION)
         asked = await person.event(room, lambda event: event["content"].get("body") == QUESTION)
         assert asked["sender"] == person.id
-        answers = [
-            await person.event(room, lambda event, em=em: event["type"] == MESSAGE and event["sender"] == em) for em in ems
-        ]
-        for said, speaker in zip(answers, ANSWERS, strict=True):
-            assert said["content"]["m.relates_to"]["m.in_reply_to"]["event_id"] == asked["event_id"]
-            shown = line(page, said["event_id"])
-            await expect(shown.locator(".Timeline_messageSender")).to_have_text(speaker.name)
-            await expect(shown).to_contain_text(ANSWERS[speaker].replace("*", ""))
+        for em in EMS:
+            answer = await person.event(room, lambda event, em=em: said_by(em, event))
+            assert answer["content"]["m.relates_to"]["m.in_reply_to"]["event_id"] == asked["event_id"]
+            shown = line(page, answer)
+            await expect(shown.locator(".Timeline_messageSender")).to_have_text(em.capitalize())
+            await expect(shown).to_contain_text(plain_part(answer))
+            await expect(shown.locator(".Timeline_messageAvatar img")).not_to_have_js_property("naturalWidth", 0)
 
-        liked = answers[1]["event_id"]
-        await choose(page, liked, "👍")
-        reaction = await person.event(room, lambda event: event["type"] == REACTION)
-        assert reaction["content"]["m.relates_to"] == {"rel_type": "m.annotation", "event_id": liked, "key": "👍"}
-        await expect(line(page, liked).locator(".Timeline_messageReactions")).to_have_text("👍 1")
+        await choose(page, answer, "👍")
+        reaction = (await person.event(room, lambda event: event["type"] == REACTION))["content"]["m.relates_to"]
+        assert reaction == {"rel_type": "m.annotation", "event_id": answer["event_id"], "key": "👍"}
+        await expect(line(page, answer).locator(".Timeline_messageReactions")).to_have_text("👍 1")
 
         await say(page, SLIP)
         slip = await person.event(room, lambda event: event["content"].get("body") == SLIP)
-        await expect(line(page, slip["event_id"])).to_contain_text(SLIP)
-        await choose(page, slip["event_id"], "Delete")
+        await expect(line(page, slip)).to_contain_text(SLIP)
+        await heard(home, SLIP, still=True)
+        await choose(page, slip, "Delete")
         gone = await person.event(room, lambda event: "redacted_because" in event["unsigned"])
         assert (gone["event_id"], gone["content"]) == (slip["event_id"], {})
         await expect(page.get_by_text(SLIP)).to_have_count(0)
-        await expect(line(page, slip["event_id"])).to_contain_text("deleted")
-
+        await expect(line(page, slip)).to_contain_text("deleted")
+        await heard(home, SLIP, still=False)
         await page.mouse.move(0, 0)  # no menu in the picture
-        await page.screenshot(path=PICTURE)
-        assert PICTURE.stat().st_size < MAX_PICTURE
+        await keep_picture(page)
+
+
+def said_by(em: str, event: dict[str, Any]) -> bool:
+    return event["type"] == MESSAGE and event["sender"] == f"@_mesh_{em}:localhost"
+
+
+def plain_part(event: dict[str, Any]) -> str:
+    """The longest part of a message that looks the same with and without Markdown."""
+    return max(re.split(r"[^\w ,']+", event["content"]["body"]), key=len).strip()
+
+
+async def keep_picture(page: "Page") -> None:
+    """Take one; the documentation gets it when its own was removed."""
+    taken = await page.screenshot()
+    assert len(taken) < MAX_PICTURE
+    if not PICTURE.exists():
+        PICTURE.write_bytes(taken)

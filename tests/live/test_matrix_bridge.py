@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from bridged import Bridged, Pause, Slow, begun, ephemeral, membership, messages, noticed, said, state, until, upgrade
 from homeserver import INSTALLED, Synapse
@@ -54,8 +55,9 @@ async def world(request: pytest.FixtureRequest, shared: Shared, tmp_path: Path, 
     """A node on either way in, which the person may invite, with two ems that listen in `tea`."""
     synapse, spare = shared
     way = spare.pop() if request.param == "appservice" else await new_session(synapse)
+    pages = f"http://127.0.0.1:{way[1]}" if isinstance(way, tuple) else None
     async with MemoryBroker() as broker:
-        one = Bridged(tmp_path, broker, synapse, way, human.id, bot_messages=2)
+        one = Bridged(tmp_path, broker, synapse, way, human.id, bot_messages=2, pages=pages)
         one.em("ada")
         one.em("bob")
         yield one
@@ -274,6 +276,29 @@ async def test_what_people_ask_of_the_node(world: Bridged, human: Human) -> None
         await human.say(room, "!mesh next ada")
         await until(lambda: acts(world)[-1] == ("answer", "ada", "Yes."))
         assert not [text for _, _, text in acts(world) if text.startswith("!mesh")]
+
+
+async def test_why_leads_to_the_prompt(world: Bridged, human: Human) -> None:
+    """The notice links to a page with the prompt, as text whatever is in it; nobody makes up such a link."""
+    async with world.up(Scripted(["Yes."])) as bridge:
+        room = await tea(world, human)
+        await human.say(room, "ada, <script>alert(1)</script>")
+        reply = (await said(human, room, body(bridge, "ada", "Yes.")))[-1]
+        await human.say(room, "!mesh why", **{"m.relates_to": {"m.in_reply_to": {"event_id": reply["event_id"]}}})
+        told = (await noticed(human, room, 1))[-1]["content"]["body"]
+        if bridge.pages is None:
+            assert f"`mesh why {act(world, 'Yes.').id.hex()}`" in told
+            return
+        link = told.rpartition("(")[2].removesuffix(")")
+        async with aiohttp.ClientSession() as session:
+            async with session.get(link) as answer:
+                page = await answer.text()
+                assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+            async with session.get(link[:-1] + ("0" if link[-1] != "0" else "1")) as other:
+                assert other.status == 404
+        assert "&lt;script&gt;" in page
+        assert "<script" not in page
+        assert "its name was said" in page
 
 
 async def test_people_invite_ems_if_they_may(world: Bridged, human: Human) -> None:

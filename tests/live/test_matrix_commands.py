@@ -69,12 +69,7 @@ async def federating(folder: Path) -> AsyncIterator[Synapse]:
 
 async def restarted(synapse: Synapse, home: Home) -> None:
     """Do what `register` says: put the registration in the homeserver's settings and restart it."""
-    file = synapse._folder / "homeserver.yaml"
-    settings = json.loads(file.read_text("utf-8"))
-    settings["app_service_config_files"] = [str(home.path / REGISTRATION_FILE)]
-    file.write_text(json.dumps(settings), "utf-8")
-    synapse.stop()
-    await synapse.start()
+    await synapse.restart(app_service_config_files=[str(home.path / REGISTRATION_FILE)])
 
 
 def login_of(home: Home) -> Login:

@@ -266,6 +266,26 @@ async def test_long_messages_fit_and_repeated_ones_are_one(place: Place) -> None
         assert text.endswith("too long for one message]")
 
 
+async def test_a_key_that_is_worn_out_is_replaced(place: Place) -> None:
+    """Sixty messages of two speakers at once, with a key for each ten, are all read, in order."""
+    from nio.crypto import sessions
+
+    said = [((ADA, BOB)[number % 2], str(number)) for number in range(60)]
+    async with person(place) as human, place.port() as port:
+        room = await together(port, human, ADA, BOB)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sessions.OutboundGroupSession, "should_rotate", lambda one: one.message_count >= 10)
+            with port._store.transaction():
+                for speaker, text in said:
+                    assert port.put(speaker, room, MESSAGE, message(text), text)
+            port.outbox.wake()
+            for speaker, text in said:
+                assert (await port.outbox.wait(speaker.key, text)).event_id
+        assert await human.heard(room) == [text for _, text in said]
+        sealed = [event["content"] for event in await on_the_server(human, room) if event["type"] == ENCRYPTED]
+        assert len({content["session_id"] for content in sealed}) == 6
+
+
 async def test_an_account_of_its_own_beside_the_appservice(shared: Shared, tmp_path: Path) -> None:
     """Ems with users of both kinds sit in one encrypted room: each has its device, and what is said is heard once."""
     synapse, spare = shared

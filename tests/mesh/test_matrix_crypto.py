@@ -1,9 +1,11 @@
 """Keys of encrypted rooms, without a homeserver: what devices exchange, what is refused, and how keys are kept."""
 
+import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mesh.bridges.matrix import sealed as sealed_module
+from mesh.bridges.matrix.api import Access, Api
 from mesh.bridges.matrix.content import edit, message, size
 from mesh.bridges.matrix.crosssigning import SigningKeys, canonical, is_signed
 from mesh.bridges.matrix.crypto import shorter
 from mesh.bridges.matrix.engine import MEGOLM, Engine
-from mesh.bridges.matrix.errors import MatrixUnavailable
+from mesh.bridges.matrix.errors import MatrixError, MatrixUnavailable
 from mesh.bridges.matrix.inbox import SEALED, Inbound
 from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.bridges.matrix.sealed import Sealed
@@ -229,6 +232,55 @@ def test_nonsense_between_devices_is_dropped(world: World, value: Any) -> None:
     engine.claimed({"one_time_keys": {ADA: value, EVE: {"De": value}}})
     assert engine.open(ROOM, ADA, {"algorithm": MEGOLM, "session_id": value, "ciphertext": value}) is None
     assert world.keys(ADA)["user_id"] == ADA
+
+
+class Answering(Api):
+    """A homeserver that answers anything with the same."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        super().__init__(Access("", ""))
+        self.answer = answer
+
+    async def call(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return self.answer
+
+
+NAMES = [
+    "device_keys", "master_keys", "one_time_key_counts", "one_time_keys", "signed_curve25519", "failures", "next_batch",
+    "to_device", "events", "device_lists", "changed", "left", "device_one_time_keys_count", "keys",
+    "device_unused_fallback_key_types", MARA, ADA, "D", "Da",
+]  # fmt: skip
+answers = st.dictionaries(
+    st.sampled_from(NAMES),
+    json_values
+    | st.dictionaries(st.sampled_from(NAMES), json_values | st.dictionaries(st.sampled_from(NAMES), json_values)),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@given(answers, answers)
+def test_a_homeserver_that_answers_nonsense_is_refused_or_borne(tmp_path: Path, first: Any, then: Any) -> None:
+    """Whatever is answered, a device says that it was nonsense, or goes on; what it seals is sealed."""
+    from mesh.bridges.matrix.device import Device
+
+    async def use(vault: Vault) -> None:
+        api = Answering(first)
+        device = Device(api, MARA, "D", acting=None, vault=vault, wanted=lambda _room, _session: False)
+        try:
+            with suppress(MatrixError):
+                await device.start(replace=True)
+            api.answer = then
+            with suppress(MatrixError):
+                await device.poll(0)
+            with suppress(MatrixError):
+                await device.mend()
+            sealed = await device.seal(ROOM, frozenset(PEOPLE), "m.room.message", WORDS)
+            assert "hello" not in str(sealed)
+        finally:
+            device.close()
+
+    with closing(Vault(tmp_path / os.urandom(8).hex(), MARA)) as vault:
+        asyncio.run(use(vault))
 
 
 def test_signing_keys_sign_devices_and_come_back_from_text(world: World) -> None:

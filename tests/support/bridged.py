@@ -57,7 +57,10 @@ class Bridged(World):
         if isinstance(self.way, Session):
             return Account(self.way, store, now_ms, bridge.done)
         registration, listen = self.way
-        return AppService(self.synapse.url, registration, ("127.0.0.1", listen), store, now_ms, on_done=bridge.done)
+        pages = bridge.pages.page if bridge.pages else None
+        return AppService(
+            self.synapse.url, registration, ("127.0.0.1", listen), store, now_ms, on_done=bridge.done, pages=pages
+        )
 
     @asynccontextmanager
     async def up(self, model: Model) -> AsyncIterator[Bridge]:

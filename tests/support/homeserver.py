@@ -189,6 +189,13 @@ class Synapse:
             self._process.terminate()
             self._process.wait()
 
+    async def restart(self, **changes: Any) -> None:
+        """Stop, replace settings, and start on the same database."""
+        self.stop()
+        file = self._folder / "homeserver.yaml"
+        file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes), "utf-8")
+        await self.start()
+
     def kill(self) -> None:
         """As by `kill -9`."""
         assert self._process

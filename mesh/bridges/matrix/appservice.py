@@ -9,7 +9,7 @@ import hmac
 import json
 import re
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -41,6 +41,11 @@ NUDGE_S: Final = (1.0, 60.0)  # first and longest wait between two attempts, dou
 SPEAKER: Final = re.compile(r"[a-z0-9_.-]{1,100}")  # fits a Matrix user id with any server's name
 LOGIN: Final = "m.login.application_service"
 
+PAGES: Final = "/why/"
+POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+
+Pages = Callable[[str, str], str | None]
+
 log = structlog.get_logger(__name__)
 
 
@@ -57,11 +62,13 @@ class AppService(Speaking):
         *,
         on_done: Done | None = None,
         keys: Path | None = None,
+        pages: Pages | None = None,
     ) -> None:
+        """`pages` gives the page below `/why/` for two parts of its address, which anybody may ask for."""
         api = Api(Access(homeserver, registration.as_token))
         caps = Caps("appservice", separate_identities=True, e2ee=True)
         super().__init__(api, store, clock, caps, on_done, keys=keys)
-        self._registration, self._listen = registration, listen
+        self._registration, self._listen, self._pages = registration, listen, pages
         self._existing: dict[str, As] = {}
         self._making = asyncio.Lock()
         self.ready = asyncio.Event()
@@ -104,6 +111,8 @@ class AppService(Speaking):
 
         @web.middleware
         async def guard(request: web.Request, handler: "Handler") -> web.StreamResponse:
+            if request.path.startswith(PAGES):
+                return await self._page(request)
             return self._refused(request) or await handler(request)
 
         app = web.Application(client_max_size=MAX_BODY, middlewares=[guard])
@@ -157,6 +166,16 @@ class AppService(Speaking):
             log.warning("a push from the homeserver is not taken; it will come again", reason=str(error))
             return _error(503, "M_LIMIT_EXCEEDED")
         return _answer({})
+
+    async def _page(self, request: "web.Request") -> "web.StreamResponse":
+        from aiohttp import web
+
+        parts = request.path.removeprefix(PAGES).split("/")
+        is_whole = self._pages is not None and request.method == "GET" and len(parts) == 2  # noqa: PLR2004 - act, seal
+        page = self._pages(*parts) if self._pages and is_whole else None
+        if page is None:
+            return _error(404, "M_NOT_FOUND")
+        return web.Response(text=page, content_type="text/html", headers={"Content-Security-Policy": POLICY})
 
     async def _user(self, request: "web.Request") -> "web.StreamResponse":
         known = request.match_info["user"] in self._existing
@@ -229,7 +248,8 @@ class AppService(Speaking):
         new = f"{DEVICE}_{secrets.token_hex(4).upper()}"
         await self._log_in(user[1:].partition(":")[0], new)
         answer = await self._api.call("GET", (*CLIENT, "devices"), acting=acting)
-        for one in cast("list[object]", answer.get("devices", [])):
+        listed = answer.get("devices")
+        for one in cast("list[object]", listed) if isinstance(listed, list) else ():
             old = str(_dict(one).get("device_id"))
             if old.startswith(f"{DEVICE}_") and old != new:
                 await self._api.call("POST", (*CLIENT, "logout"), {}, acting=As(user, old))
@@ -242,7 +262,7 @@ class AppService(Speaking):
                 answer = await self._api.call("GET", (*CLIENT, "rooms", room, "joined_members"), acting=acting)
             except MatrixRefused:
                 continue
-            return [user for user in answer.get("joined", {}) if user in self._existing]
+            return [user for user in _dict(answer.get("joined")) if user in self._existing]
         return []
 
     async def ensure(self, speaker: Speaker) -> str:

@@ -70,7 +70,7 @@ class Relation:
 NOWHERE: Final = Relation()
 
 
-def message(
+def message(  # noqa: PLR0913 - a message has these parts, and most have few
     text: str,
     *,
     relation: Relation = NOWHERE,

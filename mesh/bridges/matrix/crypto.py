@@ -16,7 +16,7 @@ import structlog
 from mesh.bridges.matrix.api import Api, As
 from mesh.bridges.matrix.content import fit, size
 from mesh.bridges.matrix.errors import MatrixError, MatrixFull, MatrixRefused, MatrixUnavailable
-from mesh.bridges.matrix.inbox import SEALED, Inbound, Inbox, parse_event
+from mesh.bridges.matrix.inbox import MAX_ID, SEALED, Inbound, Inbox, parse_event
 from mesh.bridges.matrix.port import ENCRYPTION, MEMBER
 from mesh.bridges.matrix.sealed import Sealed
 from mesh.bridges.matrix.vault import Vault, has_vault, users
@@ -197,7 +197,8 @@ class Crypto:
         """Everybody in a room or invited, but for our own other users: they hear one another within the node."""
         answer = await self._api.call("GET", ("client", "v3", "rooms", room, "members"), acting=acting)
         found = set[str]()
-        for raw in answer.get("chunk", ()):
+        chunk = answer.get("chunk")
+        for raw in cast("list[object]", chunk) if isinstance(chunk, list) else ():
             event = parse_event(raw, "account", room)
             if event and event.kind == MEMBER and event.state_key:
                 there = event.content.get("membership") in {"join", "invite"}
@@ -306,7 +307,7 @@ class Crypto:
     async def _keep(self, event: Inbound) -> None:
         """Remember an event that cannot be opened, and ask for its key once."""
         session = event.content.get("session_id")
-        if not isinstance(session, str):
+        if not isinstance(session, str) or not session.isascii() or len(session) > MAX_ID:
             return
         if not self._sealed.keep(event, session):
             return

@@ -22,6 +22,7 @@ from mesh.bridges.matrix.vault import Vault
 
 KEYS: Final = ("client", "v3", "keys")
 ENCRYPTED: Final = "m.room.encrypted"
+MAX_LEFT: Final = 1_000  # one-time keys that a homeserver is believed to have left
 OTHERS_MS: Final = 10_000  # how long the homeserver may ask other homeservers
 QUERIED: Final = 250  # users a query; thousands at once would be one very long answer
 FILTER: Final = json.dumps(
@@ -66,7 +67,7 @@ class Device:
         counts = await self._call("POST", (*KEYS, "upload"), {})
         self._count(counts.get("one_time_key_counts"))
         await self._upload()
-        await self._sign(published or self._engine.device_keys(), answer, replace=replace)
+        await self._sign(published, answer, replace=replace)
 
     async def _call(self, method: str, path: tuple[str, ...], body: Mapping[str, Any]) -> dict[str, Any]:
         return await self._api.call(method, path, body, acting=self._acting)
@@ -77,7 +78,7 @@ class Device:
 
     def _count(self, counts: object) -> None:
         left = _dict(counts).get(ONE_TIME, 0)
-        self._left = left if type(left) is int else 0
+        self._left = min(max(left, 0), MAX_LEFT) if type(left) is int else 0
 
     async def _upload(self) -> None:
         """Bring what the homeserver lacks of our keys."""
@@ -103,7 +104,7 @@ class Device:
             if keys.public != master:
                 await self._call("POST", (*KEYS, "device_signing", "upload"), keys.upload(self.user))
             if not keys.has_signed(self.user, published):
-                body = keys.sign_device(self.user, published)
+                body = keys.sign_device(self.user, self._engine.device_keys())
                 failed = (await self._call("POST", (*KEYS, "signatures", "upload"), body)).get("failures")
                 if failed:
                     log.warning("the homeserver did not take a device's signature", user=self.user)
