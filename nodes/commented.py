@@ -47,8 +47,8 @@ def _entry(name: str, value: object, indent: str, live: frozenset[str], examples
         for key, item in cast("dict[str, Any]", value).items():
             yield from _entry(key, item, deeper, nothing, examples)
     else:
-        plain = isinstance(value, str) and value.isalpha() and value.lower() not in YAML_WORDS
-        shown = str(value) if plain else json.dumps(value, ensure_ascii=False)
+        word = value if isinstance(value, str) and value.isalpha() and value.lower() not in YAML_WORDS else None
+        shown = word or json.dumps(value, ensure_ascii=False)
         yield f"{indent}{'' if name in live else '#'}{name}: {shown}"
 
 

@@ -1,0 +1,207 @@
+"""What `bench/matrix.py` measures in: a real Synapse, people with bare clients, and nodes in processes of their own."""
+
+import asyncio
+import itertools
+import json
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import aiohttp
+from aiohttp import web
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from homeserver import SERVER_NAME, Synapse, free_port  # noqa: E402 - found through the line above
+from process import Process, client, make_home, up  # noqa: E402 - same
+
+from mesh.bridges.matrix.account import log_in  # noqa: E402 - same
+from mesh.bridges.matrix.content import MARK  # noqa: E402 - same
+from mesh.bridges.matrix.registration import Registration, new_registration  # noqa: E402 - same
+from nodes.client import Client  # noqa: E402 - same
+from nodes.home import Home  # noqa: E402 - same
+from nodes.matrix.login import Listening, Login, write_login  # noqa: E402 - same
+
+PATIENCE_S: Final = 60.0
+AT_ONCE: Final = 16  # model calls
+BUDGET: Final = {"budget": {"hops": 1, "acts": 8}}
+FILTER: Final = json.dumps({"presence": {"types": []}, "room": {"timeline": {"limit": 50}}})
+
+
+class Person:
+    """A person with as little client as there can be, which keeps when it saw what."""
+
+    def __init__(self, url: str, login: dict[str, Any]) -> None:
+        self.id: str = login["user_id"]
+        self._url = f"{url}/_matrix/client/v3"
+        self._session = aiohttp.ClientSession(headers={"Authorization": f"Bearer {login['access_token']}"})
+        self._numbers = itertools.count()
+        self._changed = asyncio.Event()
+        self.seen: dict[str, float] = {}  # event → when; likewise the first and the whole reply to an event
+        self.first: dict[str, float] = {}
+        self.whole: dict[str, float] = {}
+        self._asked: dict[str, str] = {}  # reply → what it is a reply to
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def call(self, method: str, path: str, body: object = None, **query: str) -> dict[str, Any]:
+        """One request, which must succeed."""
+        async with self._session.request(method, self._url + path, json=body, params=query) as answer:
+            assert answer.status == 200, await answer.text()
+            return await answer.json()
+
+    async def room(self, *others: "Person") -> str:
+        """A new room that anybody may join, with these people."""
+        room = str((await self.call("POST", "/createRoom", {"preset": "public_chat"}))["room_id"])
+        for other in others:
+            await other.call("POST", f"/join/{quote(room)}", {})
+        return room
+
+    async def say(self, room: str, text: str) -> str:
+        """Say something; returns the event's id."""
+        path = f"/rooms/{quote(room)}/send/m.room.message/bench{next(self._numbers)}"
+        return str((await self.call("PUT", path, {"msgtype": "m.text", "body": text}))["event_id"])
+
+    async def messages(self, room: str) -> list[dict[str, Any]]:
+        """All messages of a room, oldest first."""
+        found, query = list[dict[str, Any]](), dict[str, str]()
+        while True:
+            page = await self.call("GET", f"/rooms/{quote(room)}/messages", dir="f", limit="500", **query)
+            found += [event for event in page["chunk"] if event["type"] == "m.room.message"]
+            if not page["chunk"] or "end" not in page:
+                return found
+            query = {"from": page["end"]}
+
+    async def watch(self) -> None:
+        """Sync until cancelled, as every client does."""
+        since = dict[str, str]()
+        while True:
+            answer = await self.call("GET", "/sync", filter=FILTER, timeout="30000" if since else "0", **since)
+            now, since = time.perf_counter(), {"since": str(answer["next_batch"])}
+            for room in answer.get("rooms", {}).get("join", {}).values():
+                for event in room["timeline"]["events"]:
+                    self._take(event, now)
+            self._changed.set()
+
+    def _take(self, event: dict[str, Any], now: float) -> None:
+        identity, content = str(event["event_id"]), event["content"]
+        self.seen.setdefault(identity, now)
+        asked = answered(event)
+        if asked is None:
+            asked = self._asked.get(content.get("m.relates_to", {}).get("event_id", ""))  # an edit of a reply
+        if asked is None:
+            return
+        self._asked[identity] = asked
+        self.first.setdefault(asked, now)
+        shown = content.get("m.new_content", content)
+        if not (shown.get(MARK) or content.get(MARK, {})).get("writing"):
+            self.whole[asked] = now
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until what was seen is so."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not holds():
+                self._changed.clear()
+                await self._changed.wait()
+
+
+def answered(event: dict[str, Any]) -> str | None:
+    """What an event is a reply to."""
+    return event["content"].get("m.relates_to", {}).get("m.in_reply_to", {}).get("event_id")
+
+
+class Tap:
+    """Stands before a node's listener and keeps what the homeserver pushes."""
+
+    def __init__(self, target: str) -> None:
+        self._target, self.port = target, free_port()
+        self.pushes: list[tuple[str, bytes]] = []  # authorization, body
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator["Tap"]:
+        app = web.Application(client_max_size=64 * 1024 * 1024)
+        app.router.add_route("*", "/{path:.*}", self._pass)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        async with aiohttp.ClientSession() as self._session:
+            await web.TCPSite(runner, "127.0.0.1", self.port).start()
+            try:
+                yield self
+            finally:
+                await runner.cleanup()
+
+    async def _pass(self, request: web.Request) -> web.Response:
+        body, who = await request.read(), request.headers.get("Authorization", "")
+        if "/transactions/" in request.path:
+            self.pushes.append((who, body))
+        return web.Response(status=await self._send(request.method, request.raw_path, who, body), body=b"{}")
+
+    async def _send(self, method: str, path: str, who: str, body: bytes) -> int:
+        headers = {"Authorization": who, "Content-Type": "application/json"}
+        try:
+            async with self._session.request(method, self._target + path, data=body, headers=headers) as answer:
+                await answer.read()
+                return answer.status
+        except aiohttp.ClientError:
+            return 502
+
+    async def again(self) -> int:
+        """Push everything once more, in transactions of other names; returns how many events that were."""
+        before = list(self.pushes)
+        for number, (who, body) in enumerate(before):
+            status = await self._send("PUT", f"/_matrix/app/v1/transactions/again{number}", who, body)
+            assert status == 200
+        return sum(len(json.loads(body)["events"]) for _, body in before)
+
+    def carrying(self, event: str) -> int:
+        """How many pushes held an event."""
+        return sum(event.encode() in body for _, body in self.pushes)
+
+
+@dataclass
+class World:
+    """A homeserver, two people, and where homes are made. `model` is where an OpenAI-compatible server answers."""
+
+    folder: Path
+    synapse: Synapse
+    ways: list[tuple[Registration, Tap]]
+    model: str
+    speaker: Person
+    watcher: Person
+    names: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    def home(self, ems: Iterable[str], basins: Iterable[str]) -> Home:
+        """A home with these ems, each listening in the basins, that asks our model."""
+        names = tuple(basins)
+        vendor = {"base_url": self.model, "provides": ["stub"], "concurrency": AT_ONCE}
+        config = {
+            "basins": dict.fromkeys(names, BUDGET),
+            "models": {"default": "stub", "vendors": {"bench": vendor}},
+            "limits": {"model_calls": AT_ONCE},
+            "matrix": {"messages_per_minute": 10_000},
+        }
+        each = f"basins: [{', '.join(names)}]\n"
+        return make_home(self.folder / f"home{next(self.names)}", dict.fromkeys(ems, each), config)
+
+    def by_appservice(self, home: Home, *, tapped: bool) -> Tap:
+        """Log a home in as an appservice of its own, with a tap between it and the homeserver or without."""
+        registration, tap = self.ways.pop()
+        if not tapped:
+            tap = Tap(registration.url)
+        where = tap.target_port if tapped else int(registration.url.rpartition(":")[2])
+        login = Login(self.synapse.url, self.speaker.id, registration, Listening("127.0.0.1", where))
+        write_login(home.keys, login)
+        return tap
+
+    async def by_account(self, home: Home) -> None:
+        """Log a home in as an ordinary user."""
+        name = f"node{next(self.names)}"
+        await self.synapse.register(name, "secret")
+        session = await log_in(self.synapse.url, name, "secret")
+        write_login(home.keys, Login(self.synapse.url, self.speaker.id, account=session))
