@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-fast lint types architecture check wheel size lock clean
+.PHONY: demo test test-fast test-browser lint types architecture check wheel size lock clean
 
 demo: $(VENV)/.runtime  ## set up and watch four ems talk until their budget is spent
 	@$(BIN)/mesh demo
@@ -14,6 +14,9 @@ test: $(VENV)/.dev  ## every test, the live ones included
 
 test-fast: $(VENV)/.dev  ## without the live ones
 	$(BIN)/python -m pytest -q --ignore=tests/live
+
+test-browser: $(VENV)/.browser  ## ems in a Matrix room, seen in a web client; needs npm and chromium
+	$(BIN)/python -m pytest -q tests/browser
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -45,9 +48,10 @@ lock: $(VENV)/.dev  ## pin again; needs uv
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml -o requirements.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group build -o requirements-build.txt
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements.txt --group build --group dev -o requirements-dev.txt
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements-dev.txt --group browser -o requirements-browser.txt
 
 clean:
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) tests/browser/node_modules
 
 $(VENV)/.runtime: requirements.txt requirements-build.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ampmesh needs Python 3.11 or newer")'
@@ -59,3 +63,8 @@ $(VENV)/.runtime: requirements.txt requirements-build.txt pyproject.toml
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 	$(PIP) install --no-compile --require-hashes -r requirements-dev.txt
 	@touch $@
+
+$(VENV)/.browser: $(VENV)/.dev requirements-browser.txt tests/browser/package-lock.json
+	$(PIP) install --no-compile --require-hashes -r requirements-browser.txt
+	! command -v npm >/dev/null || npm --prefix tests/browser ci
+	@command -v npm >/dev/null && touch $@ || echo "npm IS NOT INSTALLED: nobody looks at a room in a browser"

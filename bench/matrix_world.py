@@ -3,10 +3,12 @@
 import asyncio
 import itertools
 import json
+import os
 import sys
+import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +20,7 @@ from aiohttp import web
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from homeserver import SERVER_NAME, Synapse, free_port  # noqa: E402 - found through the line above
+from openai_server import Answer, FakeOpenAI  # noqa: E402 - same
 from process import Process, client, make_home, up  # noqa: E402 - same
 
 from mesh.bridges.matrix.account import log_in  # noqa: E402 - same
@@ -28,6 +31,8 @@ from nodes.home import Home  # noqa: E402 - same
 from nodes.matrix.login import Listening, Login, write_login  # noqa: E402 - same
 
 PATIENCE_S: Final = 60.0
+CALM: Final = 5  # looks in a row at a node that does nothing, until it is believed
+LOOK_S: Final = 0.05
 AT_ONCE: Final = 16  # model calls
 BUDGET: Final = {"budget": {"hops": 1, "acts": 8}}
 FILTER: Final = json.dumps({"presence": {"types": []}, "room": {"timeline": {"limit": 50}}})
@@ -166,36 +171,33 @@ class Tap:
 
 @dataclass
 class World:
-    """A homeserver, two people, and where homes are made. `model` is where an OpenAI-compatible server answers."""
+    """A homeserver, who speaks and who watches, and where homes are made. `models` answers at once unless told else."""
 
     folder: Path
     synapse: Synapse
-    ways: list[tuple[Registration, Tap]]
-    model: str
+    ways: list[tuple[Registration, int, Tap]]
+    models: FakeOpenAI
     speaker: Person
     watcher: Person
     names: "itertools.count[int]" = field(default_factory=itertools.count)
 
-    def home(self, ems: Iterable[str], basins: Iterable[str]) -> Home:
-        """A home with these ems, each listening in the basins, that asks our model."""
-        names = tuple(basins)
-        vendor = {"base_url": self.model, "provides": ["stub"], "concurrency": AT_ONCE}
+    def home(self, ems: Mapping[str, Sequence[str]]) -> Home:
+        """A home with these ems, each listening in its basins, that asks our models."""
+        basins = sorted({basin for listened in ems.values() for basin in listened} | {"yappings"})
+        vendor = {"base_url": self.models.url, "provides": ["stub"], "concurrency": AT_ONCE}
         config = {
-            "basins": dict.fromkeys(names, BUDGET),
+            "basins": dict.fromkeys(basins, BUDGET),
             "models": {"default": "stub", "vendors": {"bench": vendor}},
             "limits": {"model_calls": AT_ONCE},
             "matrix": {"messages_per_minute": 10_000},
         }
-        each = f"basins: [{', '.join(names)}]\n"
-        return make_home(self.folder / f"home{next(self.names)}", dict.fromkeys(ems, each), config)
+        settings = {em: f"basins: [{', '.join(listened)}]\n" for em, listened in ems.items()}
+        return make_home(self.folder / f"home{next(self.names)}", settings, config)
 
-    def by_appservice(self, home: Home, *, tapped: bool) -> Tap:
-        """Log a home in as an appservice of its own, with a tap between it and the homeserver or without."""
-        registration, tap = self.ways.pop()
-        if not tapped:
-            tap = Tap(registration.url)
-        where = tap.target_port if tapped else int(registration.url.rpartition(":")[2])
-        login = Login(self.synapse.url, self.speaker.id, registration, Listening("127.0.0.1", where))
+    def by_appservice(self, home: Home) -> Tap:
+        """Log a home in as an appservice."""
+        registration, port, tap = self.ways.pop()
+        login = Login(self.synapse.url, self.speaker.id, registration, Listening("127.0.0.1", port))
         write_login(home.keys, login)
         return tap
 
@@ -205,3 +207,56 @@ class World:
         await self.synapse.register(name, "secret")
         session = await log_in(self.synapse.url, name, "secret")
         write_login(home.keys, Login(self.synapse.url, self.speaker.id, account=session))
+
+
+@asynccontextmanager
+async def world(ways: int, *, tapped: bool = False) -> AsyncGenerator[World]:
+    """A new world in which so many nodes can be appservices, for the block."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        made = [_way(number, tapped=tapped) for number in range(ways)]
+        for _, _, tap in made:
+            await stack.enter_async_context(tap.running())
+        (folder / "synapse").mkdir()
+        synapse = Synapse(folder / "synapse", [registration.text() for registration, _, _ in made])
+        await stack.enter_async_context(synapse)
+        models = await stack.enter_async_context(FakeOpenAI())
+        people = [Person(synapse.url, await synapse.register(name, "secret")) for name in ("speaker", "watcher")]
+        for person in people:
+            stack.push_async_callback(person.close)
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        task = group.create_task(people[1].watch())
+        yield World(folder, synapse, made, models, *people)
+        task.cancel()
+
+
+def _way(number: int, *, tapped: bool) -> tuple[Registration, int, Tap]:
+    """An appservice, where its node listens, and the tap that the homeserver pushes to, if it is to."""
+    port = free_port()
+    tap = Tap(f"http://127.0.0.1:{port}")
+    name = f"_bench{number}_"
+    url = f"http://127.0.0.1:{tap.port if tapped else port}"
+    return replace(new_registration(url, SERVER_NAME, name), id=name), port, tap
+
+
+async def settled(mesh: Client) -> None:
+    """Wait until a node has nothing to do, neither for Matrix nor by itself."""
+    calm = 0
+    async with asyncio.timeout(PATIENCE_S):
+        while calm < CALM:
+            status, matrix = await mesh.status(), await mesh.request("matrix_status", {})
+            busy = status["speaking"] or status["waiting"] or matrix["waiting_in"] or matrix["waiting_out"]
+            calm = 0 if busy else calm + 1
+            await asyncio.sleep(LOOK_S)
+
+
+def rss(pid: int) -> float:
+    """VmRSS in MB (10^6 bytes)."""
+    status = Path(f"/proc/{pid}/status").read_text("ascii")
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024 / 1e6
+
+
+def cpu(pid: int) -> float:
+    """CPU seconds of a process so far."""
+    after_name = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(") ")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")

@@ -15,6 +15,7 @@ from mesh.bridges.matrix.errors import MatrixError, MatrixLoggedOut, MatrixUnava
 from mesh.bridges.matrix.outbox import Outcome
 from mesh.bridges.matrix.port import MatrixPort
 from mesh.entries import Entry, find
+from mesh.errors import StoreFailed
 from mesh.words import plain
 from nodes.matrix.hearing import AGAIN_S, Hands, Hearing
 from nodes.matrix.inward import Inward
@@ -87,17 +88,23 @@ class Bridge:
         drafts = {room: edits for room, _, edits in self.tables.drafts(act.id)}
         if not self._settings.stream or not self.manners.is_due(act.id, max(drafts.values(), default=0)):
             return
-        with self._store.transaction():
-            for room in rooms:
-                if not self.port.outbox.is_busy(room):
-                    self._outward.draft(room, act.author, act, act.text, drafts.get(room, 0))
+        try:
+            with self._store.transaction():
+                for room in rooms:
+                    if not self.port.outbox.is_busy(room):
+                        self._outward.draft(room, act.author, act, act.text, drafts.get(room, 0))
+        except MatrixError as error:  # the reply itself is still to come, and may have more luck
+            log.info("words so far cannot be shown", reason=plain(str(error)))
         self.port.outbox.wake()
 
     def ended(self, turn: Taken, act: Act | None) -> None:
         """Stop showing that an em is writing; what it does not say after all is taken back."""
         self.manners.ends(turn.id)
-        if act is None and self._outward.drop_draft(turn.id):
-            asyncio.get_running_loop().call_soon(self.port.outbox.wake)
+        try:
+            if act is None and self._outward.drop_draft(turn.id):
+                asyncio.get_running_loop().call_soon(self.port.outbox.wake)
+        except MatrixError as error:
+            self._tell(f"what {turn.em} did not say after all still stands in a room: {error}")
 
     def listens(self, em: str, basin: str) -> bool | None:
         """An em listens where it sits, and not where a person muted it."""
@@ -118,8 +125,9 @@ class Bridge:
     async def run(self) -> None:
         """Hear and speak until cancelled. What goes wrong with the homeserver is told, and ends nothing else."""
         self.lobby.hosted()
-        wait_s = AGAIN_S[0]
+        loop, wait_s = asyncio.get_running_loop(), AGAIN_S[0]
         while True:
+            begun = loop.time()
             try:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self.port.run(), name="matrix port")
@@ -128,10 +136,20 @@ class Bridge:
                     group.create_task(self._attend(), name="matrix lobby")
                     self.ready.set()
             except* MatrixLoggedOut as error:
-                self._tell(f"{error.exceptions[0]}; then start the node again")
-                await asyncio.get_running_loop().create_future()
+                self.ready.clear()
+                self._tell(f"{_first(error)}; then start the node again")
+                await loop.create_future()
             except* MatrixError as error:
-                self._tell(str(error.exceptions[0]))
+                self.ready.clear()
+                self._tell(str(_first(error)))
+            except* StoreFailed:
+                raise
+            except* Exception as error:  # a slip of ours must not end the node, which has more to do than this
+                self.ready.clear()
+                log.exception("the bridge to Matrix failed and begins anew")
+                self._tell(f"a mistake in the node, {type(_first(error)).__name__}; the bridge begins anew")
+            if loop.time() - begun > AGAIN_S[1]:
+                wait_s = AGAIN_S[0]  # it went well for long
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, AGAIN_S[1])
 
@@ -154,6 +172,7 @@ class Bridge:
 
     async def _attend(self) -> None:
         """Have ems come where they are to sit, and speak again when a mute is over."""
+        wait_s = AGAIN_S[0]
         while True:
             self._changed.clear()
             try:
@@ -161,8 +180,10 @@ class Bridge:
             except MatrixUnavailable as error:
                 log.info("ems wait to join their rooms", reason=plain(str(error)))
                 self._changed.set()
-                await asyncio.sleep(AGAIN_S[0])
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, AGAIN_S[1])
                 continue
+            wait_s = AGAIN_S[0]
             now = self._clock()
             until = self.tables.next_unmute(now)
             try:
@@ -189,5 +210,15 @@ class Bridge:
 
     def _tell(self, problem: str) -> None:
         told = plain(problem)
+        if self.problems and self.problems[-1] == told:
+            return  # the same again, as from a port that stays taken: once is enough
         log.warning("Matrix", problem=told)
         self.problems.append(told)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error in groups within groups."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

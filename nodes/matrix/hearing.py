@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from mesh.bridges.matrix.errors import MatrixError, MatrixFull, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.errors import BadContent, MatrixError, MatrixFull, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbound
 from mesh.bridges.matrix.port import ENCRYPTED, MESSAGE, REACTION, REDACTION, MatrixPort
 from mesh.bridges.matrix.reading import Heard, read
@@ -107,7 +107,7 @@ class Hearing:
                 continue
             except StoreFailed:
                 raise
-            except (MatrixRefused, ProtocolError) as error:
+            except (MatrixRefused, BadContent, ProtocolError) as error:
                 self._tell(f"an event of {event.sender} is left alone: {error}")
             except MeshError:
                 raise

@@ -5,4 +5,6 @@ api       HTTP to the homeserver                 appservice, account   the two w
 content   building event contents (pure)         reading         event contents into values (pure, total)
 calls     asking beside speaking                 rooms           the state of rooms into values (pure, total)
 several   accounts of their own beside a way     link            a room that carries frames between nodes
+crypto    what is sealed and opened, for a way   device, engine  one device: at the homeserver, and its keys (nio)
+vault     the folder of a user's keys            sealed          events that wait for a key
 """

@@ -214,8 +214,7 @@ class Account(Speaking):
 
         The first time ever, without a place, only open invitations count: what was said before is not for us.
         """
-        if self.crypto.knows(self._me):
-            await self.crypto.equip_one(self._me)
+        await self.crypto.resume(self._me)
         since = self.inbox.cursor(self._me)
         query = {"filter": FILTER, "timeout": str(POLL_MS if self.ready.is_set() else 0)} | (
             {"since": since} if since else {}

@@ -30,6 +30,7 @@ POLL_MS: Final = 30_000  # how long the homeserver waits for messages to a devic
 BACKOFF_S: Final = (1.0, 60.0)  # first and longest wait after a failure, doubling between
 BEGIN_S: Final = 20.0  # for all devices to hear what they missed, before anything else is heard
 MAX_CLEAR: Final = 45_000  # bytes of a content before it is sealed: base64 makes a third more of it
+ASKING: Final = 3  # of our users in a room who ask for a key: one is enough, if the sender's client knows it
 ROOMS: Final = 10_000  # rooms whose people are remembered
 
 log = structlog.get_logger(__name__)
@@ -70,13 +71,22 @@ class Crypto:
         self._lost = dict[str, MatrixError]()  # users whose keys cannot be had in this run, and why
         self._making = asyncio.Lock()
         self._people = dict[str, frozenset[str]]()  # by room
+        self._moves = 0  # how often somebody came or went
         self._seats = dict[str, list[str]]()  # by room: our users in it, who have devices
         self._listening = set[str]()
         self._more = asyncio.Event()
 
-    def knows(self, user: str) -> bool:
-        """Whether a user had a device in an earlier run that is not started yet."""
-        return user not in self._devices and user not in self._lost and has_vault(self._base, user)
+    async def resume(self, user: str) -> None:
+        """Start the device that a user had in an earlier run, before anything is heard that may be meant for it.
+
+        Raises MatrixUnavailable, MatrixLoggedOut.
+        """
+        if user in self._devices or user in self._lost or not has_vault(self._base, user):
+            return
+        try:
+            await self.device(user)
+        except MatrixRefused as error:
+            log.warning("encrypted rooms cannot be read", user=user, reason=plain(str(error)))
 
     def close(self) -> None:
         """Close everything and let the folders go. Idempotent."""
@@ -107,8 +117,8 @@ class Crypto:
         while True:
             device_id, acting = await self._owner.device_of(user, known)
             if device_id != vault.get("device"):
-                vault.set(user=user, device=device_id)
                 vault.unset("since")
+                vault.set(user=user, device=device_id)
             device = Device(self._api, user, device_id, acting=acting, vault=vault, wanted=self._sealed.is_wanted)
             try:
                 await device.start(replace=self._owner.replaces)
@@ -186,29 +196,31 @@ class Crypto:
     async def seal(self, user: str, room: str, acting: As | None, kind: str, content: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
         """An event's content as it goes into an encrypted room. Raises MatrixUnavailable, MatrixRefused."""
         device = await self.device(user)
-        if room not in self._people:
-            people = await self._who(room, acting)
-            if len(self._people) >= ROOMS:
-                self._people.clear()
-            self._people[room] = people
-        return await device.seal(room, self._people[room], kind, shorter(content, MAX_CLEAR))
+        there = self._people.get(room) or await self._who(room, acting)
+        people = frozenset(one for one in there if one == user or not self._owner.owns(one))
+        return await device.seal(room, people, kind, shorter(content, MAX_CLEAR))
 
     async def _who(self, room: str, acting: As | None) -> frozenset[str]:
-        """Everybody in a room or invited, but for our own other users: they hear one another within the node."""
+        """Everybody in a room or invited. Our own users need no keys of one another: they hear within the node."""
+        moves = self._moves
         answer = await self._api.call("GET", ("client", "v3", "rooms", room, "members"), acting=acting)
         found = set[str]()
         chunk = answer.get("chunk")
         for raw in cast("list[object]", chunk) if isinstance(chunk, list) else ():
             event = parse_event(raw, "account", room)
-            if event and event.kind == MEMBER and event.state_key:
-                there = event.content.get("membership") in {"join", "invite"}
-                if there and not self._owner.owns(event.state_key):
-                    found.add(event.state_key)
+            there = event is not None and event.content.get("membership") in {"join", "invite"}
+            if event and event.kind == MEMBER and event.state_key and there:
+                found.add(event.state_key)
+        if moves == self._moves:  # else somebody came or went while we asked: it holds for this once
+            if len(self._people) >= ROOMS:
+                self._people.clear()
+            self._people[room] = frozenset(found)
         return frozenset(found)
 
     def forget_people(self, room: str) -> None:
         """Ask anew who is in a room: somebody may have come or gone unnoticed."""
         self._people.pop(room, None)
+        self._moves += 1
 
     async def opened(self, events: Iterable[Inbound], *, catch_up: bool) -> list[Inbound]:
         """The events with those opened that can be. `catch_up`: their keys may just be arriving another way.
@@ -312,7 +324,7 @@ class Crypto:
         if not self._sealed.keep(event, session):
             return
         try:
-            for user in self._seats.get(event.room, ()):
+            for user in self._seats.get(event.room, [])[:ASKING]:
                 if device := self._devices.get(user):
                     await device.ask(event)
         except MatrixError as error:

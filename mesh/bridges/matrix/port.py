@@ -1,5 +1,6 @@
 """Values and the interface of the Matrix bridge: what comes in, what goes out, what a way can do."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -50,6 +51,11 @@ class MatrixPort(Protocol):
     @property
     def caps(self) -> Caps:
         """What it can do."""
+        ...
+
+    @property
+    def ready(self) -> asyncio.Event:
+        """Set while it can hear."""
         ...
 
     @property

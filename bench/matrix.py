@@ -1,0 +1,311 @@
+"""What people in Matrix rooms wait for, and what ems there cost: `python bench/matrix.py [--load | --ems 100]`.
+
+Nodes are `mesh up` with a nats-server, synced streams and databases on disk; the homeserver is a real Synapse on sqlite;
+the model is a server in this process. Without an option: a person says an em's name, and another one's /sync shows the
+reply; the floor is Synapse alone, where the other one's /sync shows what the person said in a room of as many people.
+Floor and replies take turns, so whatever else the machine does hits all of them.
+"""
+
+import argparse
+import asyncio
+import itertools
+import os
+import statistics
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from matrix_world import (
+    AT_ONCE,
+    Answer,
+    Client,
+    Person,
+    Process,
+    Tap,
+    World,
+    answered,
+    client,
+    cpu,
+    rss,
+    settled,
+    up,
+    world,
+)
+from rich.console import Console
+from rich.table import Table
+
+from nodes.commands.common import run_loop
+from nodes.home import Home
+
+WARM: Final = 10  # messages that are not counted
+PAUSE_S: Final = 0.4  # between two messages: receipts of the one are not to hold up the other
+AT_MOST_MS: Final = 60.0  # beyond twice the floor
+ROOMS: Final = 10
+MODEL_S: Final = 2.0
+LOAD_S: Final = 24.0
+EM_MB: Final = 0.1
+
+
+@asynccontextmanager
+async def running(home: Home, rooms: dict[str, str]) -> AsyncGenerator[tuple[Process, Client]]:
+    """A node whose ems sit in these rooms (basin → room)."""
+    async with up(home) as process, client(home) as mesh:
+        for basin, room in rooms.items():
+            joined = await mesh.request("matrix_join", {"room": room, "basin": basin})
+            assert not joined["problems"], joined
+        yield process, mesh
+
+
+# One message after the other
+
+
+@dataclass(slots=True)
+class Waits:
+    """Seconds that people waited, each time, and the CPU seconds that a node took for all of it."""
+
+    first: list[float] = field(default_factory=list[float])
+    whole: list[float] = field(default_factory=list[float])
+    cpu: float = 0.0
+
+
+async def latency(number: int) -> None:
+    """Floor, appservice and account, in turns."""
+    async with world(1) as here, AsyncExitStack() as stack:
+        extra = [Person(here.synapse.url, await here.synapse.register(name, "secret")) for name in ("x", "y")]
+        for person in extra:
+            stack.push_async_callback(person.close)
+        rooms = {"floor": await here.speaker.room(here.watcher, *extra)}
+        pids = dict[str, int]()
+        for way in ("appservice", "account"):
+            home = here.home({"ada": ["tea"]})
+            if way == "appservice":
+                here.by_appservice(home)
+            else:
+                await here.by_account(home)
+            rooms[way] = await here.speaker.room(here.watcher)
+            process, _ = await stack.enter_async_context(running(home, {"tea": rooms[way]}))
+            pids[way] = process.process.pid
+        await measure(here, rooms, pids, WARM)
+        show_waits(await measure(here, rooms, pids, number))
+
+
+async def measure(here: World, rooms: dict[str, str], pids: dict[str, int], number: int) -> dict[str, Waits]:
+    """So many messages in each room, in turns."""
+    found = {way: Waits() for way in rooms}
+    before = {way: cpu(pid) for way, pid in pids.items()}
+    for place in range(number):
+        for way, room in rooms.items():
+            began = time.perf_counter()
+            event = await here.speaker.say(room, f"what do you say to {place}, ada?")
+            if way == "floor":
+                await here.watcher.until(lambda event=event: event in here.watcher.seen)
+                found[way].first.append(here.watcher.seen[event] - began)
+                found[way].whole.append(here.watcher.seen[event] - began)
+            else:
+                await here.watcher.until(lambda event=event: event in here.watcher.whole)
+                found[way].first.append(here.watcher.first[event] - began)
+                found[way].whole.append(here.watcher.whole[event] - began)
+            await asyncio.sleep(PAUSE_S)
+    for way, pid in pids.items():
+        found[way].cpu = cpu(pid) - before[way]
+    return found
+
+
+def show_waits(found: dict[str, Waits]) -> None:
+    floor = statistics.median(found["floor"].whole) * 1e3
+    number = len(found["floor"].whole)
+    table = Table(title=f"a person's message to what another one sees, {number} each, ms, on {os.cpu_count()} cores")
+    for column in ("", "first p50", "p99", "final p50", "p99", "against the floor", "at most", "CPU ms of the node"):
+        table.add_column(column, justify="right" if column else "left")
+    for way, waits in found.items():
+        whole = statistics.median(waits.whole) * 1e3
+        ours = way != "floor"
+        table.add_row(
+            way if ours else "Synapse's own floor, send → /sync",
+            f"{statistics.median(waits.first) * 1e3:.1f}",
+            f"{late(waits.first) * 1e3:.1f}",
+            f"{whole:.1f}",
+            f"{late(waits.whole) * 1e3:.1f}",
+            f"{whole / floor:.2f} x" if ours else "",
+            f"{2 * floor + AT_MOST_MS:.1f}" if ours else "",
+            f"{waits.cpu / number * 1e3:.1f}" if ours else "",
+        )
+    Console(width=140).print(table)
+
+
+def late(seconds: list[float]) -> float:
+    """The 99th of a hundred."""
+    return sorted(seconds)[int(len(seconds) * 0.99)]
+
+
+# Many at once
+
+
+@dataclass(slots=True)
+class Load:
+    """What became of many mentions at once."""
+
+    took: float
+    calls: int
+    most: int
+    answers: dict[str, int]  # mention → number of replies
+    disorder: int  # replies that stand after a reply to a later mention of their room
+    again: tuple[int, int, int]  # pushed once more: events, model calls, messages
+
+
+async def load(mentions: int, each: int) -> Load:
+    """Mentions over all rooms, where `each` ems sit and are called in turns; then everything pushed once more."""
+    async with world(1, tapped=True) as here:
+        basins = [f"b{number}" for number in range(ROOMS)]
+        home = here.home({f"em{basin}{number}": [basin] for basin in basins for number in range(each)})
+        tap = here.by_appservice(home)
+        rooms = {basin: await here.speaker.room(here.watcher) for basin in basins}
+        async with running(home, rooms) as (_, mesh):
+            await settled(mesh)
+            here.models.play(*[Answer(("Indeed.",), delay_s=MODEL_S) for _ in range(mentions)])
+            began = time.perf_counter()
+            asked = await mention(here, rooms, mentions // ROOMS, each)
+            await here.watcher.until(lambda: all(event in here.watcher.whole for event in asked))
+            took = time.perf_counter() - began
+            await settled(mesh)
+            calls, most = len(here.models.requests), here.models.most_running
+            replies = {room: await replied(here.watcher, room, asked) for room in rooms.values()}
+            order = {event: place for place, event in enumerate(asked)}
+            disorder = sum(late_ones([order[event] for event in told]) for told in replies.values())
+            told = list(itertools.chain.from_iterable(replies.values()))
+            pushed = await repeat(here, mesh, tap)
+            more = [event for room in rooms.values() for event in await replied(here.watcher, room, asked)]
+        again = (pushed, len(here.models.requests) - calls, len(more) - len(told))
+        return Load(took, calls, most, {event: told.count(event) for event in asked}, disorder, again)
+
+
+async def mention(here: World, rooms: dict[str, str], times: int, each: int) -> list[str]:
+    """Say ems' names, so many times in each room, a sender for each room; returns the events, a room's in order."""
+    async with asyncio.TaskGroup() as group:
+
+        async def speak(basin: str, room: str) -> list[str]:
+            return [await here.speaker.say(room, f"em{basin}{n % each}, number {n}") for n in range(times)]
+
+        tasks = [group.create_task(speak(basin, room)) for basin, room in rooms.items()]
+    return [event for task in tasks for event in task.result()]
+
+
+async def replied(person: Person, room: str, asked: list[str]) -> list[str]:
+    """What the messages of a room are replies to, in their order."""
+    found = [answered(event) for event in await person.messages(room)]
+    return [event for event in found if event in asked]
+
+
+def late_ones(places: list[int]) -> int:
+    """How many stand after a greater one."""
+    return sum(place < max(places[:number], default=place) for number, place in enumerate(places))
+
+
+async def repeat(here: World, mesh: Client, tap: Tap) -> int:
+    """Push all once more, and see what comes of it; returns how many events that were."""
+    here.models.mend()
+    pushed = await tap.again()
+    await settled(mesh)
+    return pushed
+
+
+def show_load(found: dict[int, Load], mentions: int) -> None:
+    table = Table(title=f"{mentions} mentions over {ROOMS} rooms, a model of {MODEL_S:g} s, at most {AT_ONCE} calls")
+    for column in ("ems a room", "seconds", "at most", "calls", "at a time", "answered once", "out of order", "replayed"):
+        table.add_column(column, justify="right")
+    for each, load in found.items():
+        pushed, calls, more = load.again
+        table.add_row(
+            f"{each}",
+            f"{load.took:.1f}",
+            f"{LOAD_S:g}",
+            f"{load.calls}",
+            f"{load.most}",
+            f"{sum(times == 1 for times in load.answers.values())}",
+            f"{load.disorder}",
+            f"{pushed} events: {calls} calls, {more} replies",
+        )
+    Console(width=140).print(table)
+
+
+# Many ems
+
+
+@dataclass(slots=True)
+class Weight:
+    """What a node takes with so many ems: MB without Matrix, and in a room; pushes of one message; ms to the reply."""
+
+    alone: float = 0.0
+    joined: float = 0.0
+    heard: float = 0.0
+    pushes: int = 0
+    reply: float = 0.0
+
+
+async def weigh(ems: int) -> Weight:
+    """So many ems in one room, to whom one message is said."""
+    found = Weight()
+    async with world(1, tapped=True) as here:
+        crowd = {f"em{number:03d}": ["tea"] for number in range(ems)}
+        bare = here.home(crowd)
+        async with up(bare) as process, client(bare) as mesh:
+            await mesh.status()
+            found.alone = rss(process.process.pid)
+        home = here.home(crowd)
+        tap, room = here.by_appservice(home), await here.speaker.room(here.watcher)
+        async with running(home, {"tea": room}) as (process, mesh):
+            await settled(mesh)
+            found.joined = rss(process.process.pid)
+            began = time.perf_counter()
+            event = await here.speaker.say(room, "em000, and all of you: good day")
+            if ems:
+                await here.watcher.until(lambda: event in here.watcher.whole)
+                found.reply = here.watcher.whole[event] - began
+            await settled(mesh)
+            found.heard, found.pushes = rss(process.process.pid), tap.carrying(event)
+    return found
+
+
+def show_weights(found: dict[int, Weight]) -> None:
+    table = Table(title="ems in one room, by appservice: memory of the node in MB, and one message to all of them")
+    for column in ("ems", "without Matrix", "in a room", "after a message", "Matrix, an em", "at most", "pushes", "reply ms"):
+        table.add_column(column, justify="right")
+    none = found[0]
+    for ems, one in found.items():
+        mine = ((one.heard - one.alone) - (none.heard - none.alone)) / ems if ems else 0.0
+        table.add_row(
+            f"{ems}",
+            f"{one.alone:.1f}",
+            f"{one.joined:.1f}",
+            f"{one.heard:.1f}",
+            f"{mine:.3f}" if ems else "",
+            f"{EM_MB}" if ems else "",
+            f"{one.pushes}",
+            f"{one.reply * 1e3:.0f}" if ems else "",
+        )
+    Console(width=140).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--messages", type=int, default=200, help="how many to time in each room")
+    parser.add_argument("--load", action="store_true", help="many mentions at once, and all of them pushed again")
+    parser.add_argument("--mentions", type=int, default=100, help="of --load")
+    parser.add_argument("--ems", type=int, help="weigh up to so many ems in a room")
+    options = parser.parse_args()
+
+    async def all_of_it() -> None:
+        if options.load:
+            show_load({each: await load(options.mentions, each) for each in (1, 2)}, options.mentions)
+        elif options.ems is not None:
+            show_weights({ems: await weigh(ems) for ems in sorted({0, 10, options.ems})})
+        else:
+            await latency(options.messages)
+
+    run_loop(all_of_it())
+
+
+if __name__ == "__main__":
+    main()
