@@ -164,6 +164,7 @@ async def load(mentions: int, each: int) -> Load:
         rooms = {basin: await here.speaker.room(here.watcher) for basin in basins}
         async with running(home, rooms) as (_, mesh):
             await settled(mesh)
+            here.models.mend()
             here.models.play(*[Answer(("Indeed.",), delay_s=MODEL_S) for _ in range(mentions)])
             began = time.perf_counter()
             asked = await mention(here, rooms, mentions // ROOMS, each)
@@ -205,7 +206,6 @@ def late_ones(places: list[int]) -> int:
 
 async def repeat(here: World, mesh: Client, tap: Tap) -> int:
     """Push all once more, and see what comes of it; returns how many events that were."""
-    here.models.mend()
     pushed = await tap.again()
     await settled(mesh)
     return pushed

@@ -34,6 +34,7 @@ PATIENCE_S: Final = 60.0
 CALM: Final = 5  # looks in a row at a node that does nothing, until it is believed
 LOOK_S: Final = 0.05
 AT_ONCE: Final = 16  # model calls
+READY: Final = 10_000  # replies that the model has ready
 BUDGET: Final = {"budget": {"hops": 1, "acts": 8}}
 FILTER: Final = json.dumps({"presence": {"types": []}, "room": {"timeline": {"limit": 50}}})
 
@@ -171,7 +172,7 @@ class Tap:
 
 @dataclass
 class World:
-    """A homeserver, who speaks and who watches, and where homes are made. `models` answers at once unless told else."""
+    """A homeserver, who speaks and who watches, and where homes are made. `models` answers at once."""
 
     folder: Path
     synapse: Synapse
@@ -221,6 +222,7 @@ async def world(ways: int, *, tapped: bool = False) -> AsyncGenerator[World]:
         synapse = Synapse(folder / "synapse", [registration.text() for registration, _, _ in made])
         await stack.enter_async_context(synapse)
         models = await stack.enter_async_context(FakeOpenAI())
+        models.play(*[Answer(("Indeed.",))] * READY)
         people = [Person(synapse.url, await synapse.register(name, "secret")) for name in ("speaker", "watcher")]
         for person in people:
             stack.push_async_callback(person.close)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
-from _pytest.terminal import TerminalReporter
 
 SKIP_FAILS = "AMPMESH_SKIP_FAILS"  # set where every tool can be installed, so that a skipped test is a hole
 
@@ -18,9 +17,9 @@ def logs_as_they_were() -> Iterator[None]:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Fail where tests were skipped and none may be; the summary above says which and why."""
+    """Fail where tests were skipped and none may be; the summary says which and why."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if SKIP_FAILS in os.environ and not exitstatus and isinstance(reporter, TerminalReporter):
+    if SKIP_FAILS in os.environ and not exitstatus and isinstance(reporter, pytest.TerminalReporter):
         skipped = len(reporter.getreports("skipped"))
         if skipped:
             reporter.write_line(f"\n{SKIP_FAILS} is set, and {skipped} skipped", red=True)

@@ -7,7 +7,7 @@ the port's outbox in the transaction that hears it. Neither way can lose or doub
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, cast
 
 import structlog
 
@@ -220,5 +220,5 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """The first error in groups within groups."""
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+        error = cast("BaseException", error.exceptions[0])
     return error

@@ -16,7 +16,7 @@ from mesh.bridges.matrix.port import MatrixPort
 TYPING_AFTER_S: Final = 0.5  # of writing; a reply that is there sooner needs no announcement
 TYPING_MS: Final = 30_000  # for how long a homeserver shows it
 TYPING_AGAIN_S: Final = 20.0  # between two announcements, well before the last one ends
-TICK_S: Final = 0.25  # between two looks at who writes
+TICK_S: Final = 0.25  # between two looks at who writes, and before the first
 MAX_RECEIPTS: Final = 512  # receipts that wait; beyond it the oldest is not sent: a later one says as much
 AT_A_TIME: Final = 4  # requests
 SHOW_AFTER_S: Final = (0.5, 1.0, 1.5, 2.5, 4.0, 6.5, 10.0)  # before each edit with words so far; the end is the eighth
@@ -83,11 +83,10 @@ class Manners:
                 async with asyncio.TaskGroup() as group:
                     for one in work[start : start + AT_A_TIME]:
                         group.create_task(_try(one))
-            if self._writing or self._receipts:
-                await asyncio.sleep(TICK_S)
-            else:
+            if not self._writing and not self._receipts:
                 self._wake.clear()
                 await self._wake.wait()
+            await asyncio.sleep(TICK_S)  # also after the wake: a quick reply goes before the receipt of its question
 
     def _due(self) -> list[Callable[[], Awaitable[None]]]:
         work = list[Callable[[], Awaitable[None]]]()
