@@ -8,14 +8,14 @@ Floor and replies take turns, so whatever else the machine does hits all of them
 
 import argparse
 import asyncio
-import itertools
 import os
 import statistics
 import time
-from collections.abc import AsyncGenerator
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from matrix_world import (
     AT_ONCE,
@@ -23,11 +23,11 @@ from matrix_world import (
     Client,
     Person,
     Process,
-    Tap,
     World,
     answered,
     client,
     cpu,
+    quiet,
     rss,
     settled,
     up,
@@ -143,16 +143,24 @@ def late(seconds: list[float]) -> float:
 # Many at once
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A reply: to which mention (its place among all), in which room, by which em."""
+
+    place: int
+    room: str
+    em: str
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """What became of many mentions at once."""
 
     took: float
     calls: int
     most: int
-    answers: dict[str, int]  # mention → number of replies
-    disorder: int  # replies that stand after a reply to a later mention of their room
-    again: tuple[int, int, int]  # pushed once more: events, model calls, messages
+    replies: list[Told]  # in the order of each room
+    again: tuple[int, int, int]  # pushed once more: events, model calls, replies
 
 
 async def load(mentions: int, each: int) -> Load:
@@ -165,67 +173,68 @@ async def load(mentions: int, each: int) -> Load:
         async with running(home, rooms) as (_, mesh):
             await settled(mesh)
             here.models.mend()
-            here.models.play(*[Answer(("Indeed.",), delay_s=MODEL_S) for _ in range(mentions)])
+            here.models.play(*[Answer(("Indeed.",), delay_s=MODEL_S)] * mentions)
             began = time.perf_counter()
             asked = await mention(here, rooms, mentions // ROOMS, each)
             await here.watcher.until(lambda: all(event in here.watcher.whole for event in asked))
             took = time.perf_counter() - began
             await settled(mesh)
             calls, most = len(here.models.requests), here.models.most_running
-            replies = {room: await replied(here.watcher, room, asked) for room in rooms.values()}
-            order = {event: place for place, event in enumerate(asked)}
-            disorder = sum(late_ones([order[event] for event in told]) for told in replies.values())
-            told = list(itertools.chain.from_iterable(replies.values()))
-            pushed = await repeat(here, mesh, tap)
-            more = [event for room in rooms.values() for event in await replied(here.watcher, room, asked)]
-        again = (pushed, len(here.models.requests) - calls, len(more) - len(told))
-        return Load(took, calls, most, {event: told.count(event) for event in asked}, disorder, again)
+            replies = await told(here, rooms, asked)
+            events = await tap.again()
+            await settled(mesh)
+            more = len(await told(here, rooms, asked)) - len(replies)
+            return Load(took, calls, most, replies, (events, len(here.models.requests) - calls, more))
 
 
 async def mention(here: World, rooms: dict[str, str], times: int, each: int) -> list[str]:
-    """Say ems' names, so many times in each room, a sender for each room; returns the events, a room's in order."""
+    """Say ems' names, so many times in each room, in all rooms at once; returns the events, a room's in order."""
+
+    async def speak(basin: str, room: str) -> list[str]:
+        return [await here.speaker.say(room, f"em{basin}{n % each}, number {n}") for n in range(times)]
+
     async with asyncio.TaskGroup() as group:
-
-        async def speak(basin: str, room: str) -> list[str]:
-            return [await here.speaker.say(room, f"em{basin}{n % each}, number {n}") for n in range(times)]
-
         tasks = [group.create_task(speak(basin, room)) for basin, room in rooms.items()]
     return [event for task in tasks for event in task.result()]
 
 
-async def replied(person: Person, room: str, asked: list[str]) -> list[str]:
-    """What the messages of a room are replies to, in their order."""
-    found = [answered(event) for event in await person.messages(room)]
-    return [event for event in found if event in asked]
+async def told(here: World, rooms: dict[str, str], asked: list[str]) -> list[Told]:
+    """All replies to what was asked."""
+    places = {event: place for place, event in enumerate(asked)}
+    said = [(room, event) for room in rooms.values() for event in await here.watcher.messages(room)]
+    return [Told(places[to], room, event["sender"]) for room, event in said if (to := answered(event)) in places]
 
 
-def late_ones(places: list[int]) -> int:
-    """How many stand after a greater one."""
-    return sum(place < max(places[:number], default=place) for number, place in enumerate(places))
-
-
-async def repeat(here: World, mesh: Client, tap: Tap) -> int:
-    """Push all once more, and see what comes of it; returns how many events that were."""
-    pushed = await tap.again()
-    await settled(mesh)
-    return pushed
+def disorder(replies: list[Told], lane: Callable[[Told], str]) -> int:
+    """How many replies stand after one to a later mention of the same lane."""
+    latest, late_ones = dict[str, int](), 0
+    for one in replies:
+        late_ones += one.place < latest.get(lane(one), -1)
+        latest[lane(one)] = max(one.place, latest.get(lane(one), -1))
+    return late_ones
 
 
 def show_load(found: dict[int, Load], mentions: int) -> None:
-    table = Table(title=f"{mentions} mentions over {ROOMS} rooms, a model of {MODEL_S:g} s, at most {AT_ONCE} calls")
-    for column in ("ems a room", "seconds", "at most", "calls", "at a time", "answered once", "out of order", "replayed"):
+    title = (
+        f"{mentions} mentions over {ROOMS} rooms at once, a model of {MODEL_S:g} s, at most {AT_ONCE} calls at a time"
+    )
+    table = Table(title=title)
+    columns = ("ems a room", "seconds", "at most", "calls", "at a time", "answered once", "out of an em's order")
+    for column in (*columns, "a room's", "the same events pushed again"):
         table.add_column(column, justify="right")
-    for each, load in found.items():
-        pushed, calls, more = load.again
+    for each, one in found.items():
+        events, calls, more = one.again
+        once = sum(times == 1 for times in Counter(reply.place for reply in one.replies).values())
         table.add_row(
             f"{each}",
-            f"{load.took:.1f}",
+            f"{one.took:.1f}",
             f"{LOAD_S:g}",
-            f"{load.calls}",
-            f"{load.most}",
-            f"{sum(times == 1 for times in load.answers.values())}",
-            f"{load.disorder}",
-            f"{pushed} events: {calls} calls, {more} replies",
+            f"{one.calls}",
+            f"{one.most}",
+            f"{once}",
+            f"{disorder(one.replies, lambda reply: reply.em)}",
+            f"{disorder(one.replies, lambda reply: reply.room)}",
+            f"{events}: {calls} calls, {more} replies",
         )
     Console(width=140).print(table)
 
@@ -235,55 +244,56 @@ def show_load(found: dict[int, Load], mentions: int) -> None:
 
 @dataclass(slots=True)
 class Weight:
-    """What a node takes with so many ems: MB without Matrix, and in a room; pushes of one message; ms to the reply."""
+    """What a node takes: MB without Matrix and in a room, silent and after replies; one message to all of them."""
 
-    alone: float = 0.0
-    joined: float = 0.0
-    heard: float = 0.0
-    pushes: int = 0
-    reply: float = 0.0
+    alone: tuple[float, float]
+    joined: tuple[float, float]
+    pushes: int
+    reply: float | None  # seconds
 
 
 async def weigh(ems: int) -> Weight:
-    """So many ems in one room, to whom one message is said."""
-    found = Weight()
+    """So many ems in one room. The first reply loads the client of the models, with Matrix and without."""
     async with world(1, tapped=True) as here:
         crowd = {f"em{number:03d}": ["tea"] for number in range(ems)}
         bare = here.home(crowd)
         async with up(bare) as process, client(bare) as mesh:
-            await mesh.status()
-            found.alone = rss(process.process.pid)
+            alone = rss(process.process.pid)
+            for place in range(2):
+                await mesh.say("tea", f"em000, good day {place}")
+                await quiet(mesh)
+            alone = alone, rss(process.process.pid)
         home = here.home(crowd)
         tap, room = here.by_appservice(home), await here.speaker.room(here.watcher)
         async with running(home, {"tea": room}) as (process, mesh):
             await settled(mesh)
-            found.joined = rss(process.process.pid)
-            began = time.perf_counter()
-            event = await here.speaker.say(room, "em000, and all of you: good day")
-            if ems:
-                await here.watcher.until(lambda: event in here.watcher.whole)
-                found.reply = here.watcher.whole[event] - began
-            await settled(mesh)
-            found.heard, found.pushes = rss(process.process.pid), tap.carrying(event)
-    return found
+            joined, event, began = rss(process.process.pid), "", 0.0
+            for place in range(2):
+                began = time.perf_counter()
+                event = await here.speaker.say(room, f"em000, good day {place}")
+                await here.watcher.until(
+                    lambda event=event: event in (here.watcher.whole if ems else here.watcher.seen)
+                )
+                await settled(mesh)
+            reply = here.watcher.whole[event] - began if ems else None
+            return Weight(alone, (joined, rss(process.process.pid)), tap.carrying(event), reply)
 
 
 def show_weights(found: dict[int, Weight]) -> None:
     table = Table(title="ems in one room, by appservice: memory of the node in MB, and one message to all of them")
-    for column in ("ems", "without Matrix", "in a room", "after a message", "Matrix, an em", "at most", "pushes", "reply ms"):
+    columns = ("ems", "without Matrix", "after replies", "in a room", "after replies", "Matrix, each em", "at most")
+    for column in (*columns, "pushes", "reply ms"):
         table.add_column(column, justify="right")
-    none = found[0]
+    base = found[0].joined[0] - found[0].alone[0]
     for ems, one in found.items():
-        mine = ((one.heard - one.alone) - (none.heard - none.alone)) / ems if ems else 0.0
+        added = [(joined - alone - base) / max(ems, 1) for joined, alone in zip(one.joined, one.alone, strict=True)]
         table.add_row(
             f"{ems}",
-            f"{one.alone:.1f}",
-            f"{one.joined:.1f}",
-            f"{one.heard:.1f}",
-            f"{mine:.3f}" if ems else "",
+            *(f"{mb:.1f}" for mb in (*one.alone, *one.joined)),
+            f"{added[0]:.3f}, {added[1]:.3f}" if ems else "",
             f"{EM_MB}" if ems else "",
             f"{one.pushes}",
-            f"{one.reply * 1e3:.0f}" if ems else "",
+            "" if one.reply is None else f"{one.reply * 1e3:.0f}",
         )
     Console(width=140).print(table)
 

@@ -167,7 +167,7 @@ class Tap:
 
     def carrying(self, event: str) -> int:
         """How many pushes held an event."""
-        return sum(event.encode() in body for _, body in self.pushes)
+        return sum(any(one.get("event_id") == event for one in json.loads(body)["events"]) for _, body in self.pushes)
 
 
 @dataclass
@@ -241,15 +241,21 @@ def _way(number: int, *, tapped: bool) -> tuple[Registration, int, Tap]:
     return replace(new_registration(url, SERVER_NAME, name), id=name), port, tap
 
 
-async def settled(mesh: Client) -> None:
-    """Wait until a node has nothing to do, neither for Matrix nor by itself."""
+async def quiet(mesh: Client, *, bridged: bool = False) -> None:
+    """Wait until a node has nothing to do."""
     calm = 0
     async with asyncio.timeout(PATIENCE_S):
         while calm < CALM:
-            status, matrix = await mesh.status(), await mesh.request("matrix_status", {})
-            busy = status["speaking"] or status["waiting"] or matrix["waiting_in"] or matrix["waiting_out"]
+            status = await mesh.status()
+            matrix = await mesh.request("matrix_status", {}) if bridged else {}
+            busy = status["speaking"] or status["waiting"] or matrix.get("waiting_in") or matrix.get("waiting_out")
             calm = 0 if busy else calm + 1
             await asyncio.sleep(LOOK_S)
+
+
+async def settled(mesh: Client) -> None:
+    """Wait until a node has nothing to do, for Matrix either."""
+    await quiet(mesh, bridged=True)
 
 
 def rss(pid: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from mesh.bridges.matrix.attachments import unseal
 from mesh.bridges.matrix.errors import BadContent, MatrixError, MatrixFull, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbound
 from mesh.bridges.matrix.port import ENCRYPTED, MESSAGE, REACTION, REDACTION, MatrixPort
@@ -237,6 +238,8 @@ class Hearing:
         try:
             async with asyncio.timeout(FETCH_S):
                 data, mime = await self._port.download(media.url, MAX_BYTES)
+            if media.seal:
+                data, mime = await asyncio.to_thread(unseal, data, media.seal), media.mime
             picture = await asyncio.to_thread(self._media.put, data, media.name, mime)
         except (MatrixError, NodeError, TimeoutError) as error:
             log.info("a picture is left out", reason=plain(str(error)))

@@ -31,6 +31,7 @@ class Writing:
     basin: str
     since: float
     typing: float | None = None
+    has_words: bool = False
 
 
 class Manners:
@@ -52,6 +53,8 @@ class Manners:
         writing, now = self._writing.get(act), asyncio.get_running_loop().time()
         if writing is None or edits >= len(SHOW_AFTER_S):
             return False
+        if not writing.has_words:  # counted from the first words: a reply that comes at once needs no edits
+            writing.since, writing.has_words = now, True
         factor = 1.0 if self._port.caps.separate_identities else SLOW_FACTOR
         if now - writing.since < factor * SHOW_AFTER_S[edits]:
             return False

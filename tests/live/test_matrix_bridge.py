@@ -1,12 +1,14 @@
 """Ems in rooms of a real Synapse, both ways in: what people do, what they see, and that nothing is lost or doubled."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import sealing
 from bridged import Bridged, Pause, Slow, begun, ephemeral, membership, messages, noticed, said, state, until, upgrade
 from homeserver import INSTALLED, Synapse
 from images import image
@@ -14,11 +16,12 @@ from matrix_rig import Human, new_session, new_way, person
 from nio import RoomPreset
 
 from mesh.bridges.matrix.content import MARK
-from mesh.bridges.matrix.port import REACTION
+from mesh.bridges.matrix.port import MESSAGE, REACTION
 from mesh.bridges.matrix.registration import Registration
 from mesh.bus.memory import MemoryBroker
 from mesh.entries import recent
 from nodes.matrix.bridge import Bridge
+from nodes.models.base import Usage
 from nodes.models.scripted import Scripted
 from nodes.picture import pictures
 from protocol.acts import Act
@@ -74,6 +77,9 @@ async def test_a_person_and_an_em_talk(world: Bridged, human: Human) -> None:
         shown = await said(human, room, f"{prefix}Good day.")
         answer = shown[-1]
         assert answer["sender"] == bridge.port.user_id("ada")
+        if bridge.port.caps.separate_identities:
+            (joined,) = [one for one in await state(human, room) if one.get("state_key") == answer["sender"]]
+            assert joined["content"]["displayname"] == "ada"
         assert answer["content"]["m.relates_to"]["m.in_reply_to"]["event_id"] == asked
         acts = [entry.act for entry in recent(world.here.ground.store, "tea", 10)]
         assert [(act.kind, act.author, act.text) for act in acts] == [
@@ -416,3 +422,34 @@ async def test_a_space_lists_the_rooms(world: Bridged, human: Human) -> None:
         await human.client.join(space)
         listed = [one["state_key"] for one in await state(human, space) if one["type"] == "m.space.child"]
         assert sorted(listed) == sorted([one, two])
+
+
+async def test_talk_and_pictures_in_an_encrypted_room(world: Bridged, tmp_path: Path) -> None:
+    """An encrypted room is like any other to people and ems: words, pictures and answers, and nothing in clear."""
+    login = await world.synapse.register(f"sealed{os.urandom(4).hex()}", "secret")
+    mara = sealing.Human(world.synapse, login, tmp_path / "client")
+    world.owner = mara.id
+    try:
+        await mara.begin()
+        async with world.up(Scripted(["Indeed.", Usage(1, 1)], ["A dot."])) as bridge:
+            room = await mara.room(bridge.port.user_id("ada"))
+            await until(lambda: bridge.tables.basin_of(room))
+            basin = bridge.tables.basin_of(room) or ""
+            await mara.say(room, "hello ada")
+            await mara.until(room, "Indeed.")
+            data = image("png")
+            answer, keys = await mara.client.upload(
+                lambda *_: data, "image/png", "dot.png", encrypt=True, filesize=len(data)
+            )
+            file = {**keys, "url": answer.content_uri}
+            info = {"mimetype": "image/png", "size": len(data)}
+            await mara.say(room, "ada: dot.png", msgtype="m.image", file=file, info=info)
+            await mara.until(room, "A dot.")
+            (shown,) = [
+                picture for entry in recent(world.here.ground.store, basin, 9) for picture in pictures(entry.act)
+            ]
+            assert (world.path / "media" / shown.sha256).read_bytes() == data
+            spoken = [event for event in await mara.events(room) if event.source["type"] == MESSAGE]
+            assert [event.decrypted for event in spoken] == [True] * 4
+    finally:
+        await mara.client.close()

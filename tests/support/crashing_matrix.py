@@ -104,7 +104,7 @@ def noted(_: object, row: Outgoing, _outcome: Outcome) -> bool:
 
 
 DRAFTED = frozenset({"draft before", "draft taken", "second draft taken", "last edit before", "last edit taken"})
-BOUNDARIES: dict[str, Patch] = {
+HEARING: dict[str, Patch] = {
     "push before": lambda: before(inbox.Inbox, "take", has_words),
     "push within": lambda: after(inbox.Inbox, "_insert", is_said),
     "push kept": lambda: after(inbox.Inbox, "take", has_words),
@@ -114,6 +114,8 @@ BOUNDARIES: dict[str, Patch] = {
     "act published": lambda: after_awaiting(Outbox, "_publish", of_root),
     "turn within": lambda: after(Bridge, "hear"),
     "turn decided": lambda: before(Runtime, "proceed"),
+}
+WRITING: dict[str, Patch] = {
     "call": lambda: before(Conduit, "stream"),
     "draft before": lambda: before(AppService, "_deliver", in_part("0")),
     "draft taken": lambda: after_awaiting(AppService, "_deliver", in_part("0")),
@@ -121,6 +123,8 @@ BOUNDARIES: dict[str, Patch] = {
     "reply within": lambda: before(Bridge, "ended"),
     "reply kept": lambda: before(Outbox, "send", is_reply),
     "reply published": lambda: after_awaiting(Outbox, "_publish", of_reply),
+}
+SHOWING: dict[str, Patch] = {
     "shown within": lambda: after(outbox.Outbox, "put"),
     "shown kept": lambda: before(Bridge, "proceed"),
     "sent before": lambda: before(AppService, "_deliver", in_part("0", "end")),
@@ -130,6 +134,8 @@ BOUNDARIES: dict[str, Patch] = {
     "sent noted": lambda: after(outbox.Outbox, "_record", noted),
 }
 
+PARTS = {"hearing": HEARING, "writing": WRITING, "showing": SHOWING}
+
 if __name__ == "__main__":
-    BOUNDARIES[sys.argv[1]]()
+    (HEARING | WRITING | SHOWING)[sys.argv[1]]()
     run_loop(serve(Home(Path(sys.argv[2]))))

@@ -3,7 +3,7 @@
 import html
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from mesh.bridges.matrix.content import ACT_BYTES, BOUNCE, MARK, MARK_VERSION, MAX_BODY, Mark, clean, fit
@@ -19,6 +19,7 @@ MAX_HOPS: Final = 1_000  # any chain is over long before
 MAX_FILE: Final = 2**53  # bytes that a file may claim to be
 FILES: Final = frozenset({"m.image", "m.file", "m.audio", "m.video"})
 MXC: Final = re.compile(r"mxc://[A-Za-z0-9.:\[\]_-]{1,255}/[A-Za-z0-9._=-]{1,255}")
+BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{20,64}={0,2}")
 HEX: Final = re.compile(rf"[0-9a-f]{{{2 * ACT_BYTES}}}")
 TAG: Final = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9-]{0,20})([^<>]{0,4096})>")
 SILENT: Final = re.compile(r"<(mx-reply|script|style)\b[^<>]{0,4096}>", re.IGNORECASE)
@@ -28,13 +29,26 @@ DOTS: Final = re.compile(r"\n{3,}")
 
 
 @dataclass(frozen=True, slots=True)
+class Seal:
+    """What opens a file of an encrypted room, in base64; the key is never shown."""
+
+    key: str = field(repr=False)
+    iv: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Media:
-    """A file in a message. `url` is an `mxc://` address; `bytes` is the sender's claim, None when there is none."""
+    """A file in a message. `url` is an `mxc://` address; `bytes` is the sender's claim, None when there is none.
+
+    `seal` opens it when it is encrypted.
+    """
 
     url: str
     name: str
     mime: str
     bytes: int | None
+    seal: Seal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +203,21 @@ def _without_silent(rich: str) -> str:
 
 
 def _media(said: Mapping[str, Any]) -> Media | None:
-    url, info = said.get("url"), _dict(said.get("info"))
-    if said["msgtype"] not in FILES or not isinstance(url, str) or not MXC.fullmatch(url):
+    sealed, info = _dict(said.get("file")), _dict(said.get("info"))
+    url = sealed.get("url") if sealed else said.get("url")
+    seal = _seal(sealed) if sealed else None
+    if said["msgtype"] not in FILES or not isinstance(url, str) or not MXC.fullmatch(url) or (sealed and not seal):
         return None
     mime, long, name = info.get("mimetype"), info.get("size"), said.get("filename", said["body"])
     mime = mime if isinstance(mime, str) and len(mime) <= MAX_ID else ""
     claimed = long if type(long) is int and 0 <= long < MAX_FILE else None
-    return Media(url, clean(name)[:MAX_ID] if isinstance(name, str) else "", clean(mime), claimed)
+    return Media(url, clean(name)[:MAX_ID] if isinstance(name, str) else "", clean(mime), claimed, seal)
+
+
+def _seal(sealed: Mapping[str, Any]) -> Seal | None:
+    key, iv, sha256 = _dict(sealed.get("key")).get("k"), sealed.get("iv"), _dict(sealed.get("hashes")).get("sha256")
+    texts = [text for text in (key, iv, sha256) if isinstance(text, str) and BASE64.fullmatch(text)]
+    return Seal(*texts) if len(texts) == 3 else None  # noqa: PLR2004 - all of them
 
 
 def _mentions(value: object) -> tuple[str, ...]:
