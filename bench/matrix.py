@@ -1,9 +1,10 @@
 """What people in Matrix rooms wait for, and what ems there cost: `python bench/matrix.py [--load | --ems 100]`.
 
-Nodes are `mesh up` with a nats-server, synced streams and databases on disk; the homeserver is a real Synapse on sqlite;
-the model is a server in this process. Without an option: a person says an em's name, and another one's /sync shows the
-reply; the floor is Synapse alone, where the other one's /sync shows what the person said in a room of as many people.
-Floor and replies take turns, so whatever else the machine does hits all of them.
+Nodes are `mesh up` with a nats-server, synced streams and databases on disk; the homeserver is a real Synapse on
+sqlite; the model is a server in this process. Without an option: a person says an em's name, and another one's /sync
+shows the reply, whose first words and last ones may come in several events; the floor is Synapse alone, where the other
+one's /sync shows what the person said in a room of as many people. Floor and replies take turns, so whatever else the
+machine does hits all of them.
 """
 
 import argparse

@@ -19,16 +19,16 @@ from aiohttp import web
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-from homeserver import SERVER_NAME, Synapse, free_port  # noqa: E402 - found through the line above
-from openai_server import Answer, FakeOpenAI  # noqa: E402 - same
-from process import Process, client, make_home, up  # noqa: E402 - same
+from homeserver import SERVER_NAME, Synapse, free_port
+from openai_server import Answer, FakeOpenAI
+from process import make_home
 
-from mesh.bridges.matrix.account import log_in  # noqa: E402 - same
-from mesh.bridges.matrix.content import MARK  # noqa: E402 - same
-from mesh.bridges.matrix.registration import Registration, new_registration  # noqa: E402 - same
-from nodes.client import Client  # noqa: E402 - same
-from nodes.home import Home  # noqa: E402 - same
-from nodes.matrix.login import Listening, Login, write_login  # noqa: E402 - same
+from mesh.bridges.matrix.account import log_in
+from mesh.bridges.matrix.content import MARK
+from mesh.bridges.matrix.registration import Registration, new_registration
+from nodes.client import Client
+from nodes.home import Home
+from nodes.matrix.login import Listening, Login, write_login
 
 PATIENCE_S: Final = 60.0
 CALM: Final = 5  # looks in a row at a node that does nothing, until it is believed
@@ -54,6 +54,7 @@ class Person:
         self._asked: dict[str, str] = {}  # reply → what it is a reply to
 
     async def close(self) -> None:
+        """Hang up."""
         await self._session.close()
 
     async def call(self, method: str, path: str, body: object = None, **query: str) -> dict[str, Any]:
@@ -131,6 +132,7 @@ class Tap:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator["Tap"]:
+        """Pass requests on, for the block."""
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_route("*", "/{path:.*}", self._pass)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)

@@ -25,8 +25,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         print_json({"home": str(home.path), "name": moved.name, "files": moved.files, "bytes": moved.size})
         return
+    keys = home.data / "matrix"
+    stale = f"If it has run since the archive was made, delete {keys}: old room keys must not be used again.\n"
     sys.stdout.write(
         f"{home.path} is ready: the mesh {plain(moved.name)}, {moved.files:,} files.\n"
         "Run it in one place only: two nodes with the same key would contradict each other.\n"
+        f"{stale if keys.is_dir() else ''}"
         f"Next:  mesh up{at_home(options.dir)}\n"
     )

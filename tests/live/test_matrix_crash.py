@@ -28,6 +28,7 @@ pytestmark = [
 
 CRASHING = (sys.executable, str(Path(__file__).parents[1] / "support" / "crashing_matrix.py"))
 PATIENCE_S = 40
+MANY = 60  # answers, more than are asked for
 EMS = {"ada": "reply_on_floor: false\nbasins: [tea]\n"}
 WHOLE = Answer(pieces=("Indeed", " so."))
 SLOW = Answer(pieces=tuple(f"word{number} " for number in range(40)), delay_s=0.05)
@@ -99,7 +100,7 @@ async def test_a_node_killed_between_a_room_and_its_em_answers_exactly_once(
                     while node.process.returncode is None and not await all_answered(human, seat.room, begun, asked):
                         await asyncio.sleep(0.02)
                 model.mend()
-                model.play(SLOW if boundary in DRAFTED else WHOLE, *[WHOLE] * 4)
+                model.play(SLOW if boundary in DRAFTED else WHOLE, *[WHOLE] * MANY)
                 for number in ("one", "two"):
                     texts.append(f"ada, {number}, {boundary}?")
                     asked.append(await human.say(seat.room, texts[-1]))
