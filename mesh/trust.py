@@ -17,11 +17,32 @@ class Trust:
     def __init__(self, certificates: Iterable[Certificate], revocations: Iterable[Revocation] = ()) -> None:
         """Take documents that `protocol.certificate` has already verified."""
         self._certificates = {(certificate.mesh, certificate.node): certificate for certificate in certificates}
+        self._meshes = {node: mesh for mesh, node in self._certificates}
         self._revoked: dict[str, Revocation] = {}
         for revocation in revocations:
-            held = self._revoked.get(revocation.mesh)
-            if held is None or held.serial < revocation.serial:
-                self._revoked[revocation.mesh] = revocation
+            self.revoke(revocation)
+
+    def learn(self, certificate: Certificate) -> bool:
+        """Take in another certificate that was verified; returns whether it was new. One a node: the latest ending."""
+        key = (certificate.mesh, certificate.node)
+        held = self._certificates.get(key)
+        if held is not None and held.not_after_ms >= certificate.not_after_ms:
+            return False
+        self._certificates[key] = certificate
+        self._meshes[certificate.node] = certificate.mesh
+        return True
+
+    def revoke(self, revocation: Revocation) -> bool:
+        """Take in a revocation list that was verified; returns whether it was newer than what is held."""
+        held = self._revoked.get(revocation.mesh)
+        if held is not None and held.serial >= revocation.serial:
+            return False
+        self._revoked[revocation.mesh] = revocation
+        return True
+
+    def mesh_of(self, node: NodeId) -> MeshId | None:
+        """Which mesh a node speaks for, as far as is known."""
+        return self._meshes.get(node)
 
     def certificate(self, mesh: str, node: str) -> Certificate | None:
         """What vouches for a node, if anything does."""

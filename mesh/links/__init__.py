@@ -1,0 +1,1 @@
+"""Links to other people's nodes: signed frames over any wire that carries bytes."""
