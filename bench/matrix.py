@@ -3,8 +3,8 @@
 Nodes are `mesh up` with a nats-server, synced streams and databases on disk; the homeserver is a real Synapse on
 sqlite; the model is a server in this process. Without an option: a person says an em's name, and another one's /sync
 shows the reply, whose first words and last ones may come in several events; the floor is Synapse alone, where the other
-one's /sync shows what the person said in a room of as many people. Floor and replies take turns, so whatever else the
-machine does hits all of them.
+one's /sync shows what the person said in a room of four, as ours have at most. Floor and replies take turns, so that
+whatever else the machine does hits all of them.
 """
 
 import argparse
@@ -13,32 +13,16 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Final
 
-from matrix_world import (
-    AT_ONCE,
-    Answer,
-    Client,
-    Person,
-    Process,
-    World,
-    answered,
-    client,
-    cpu,
-    quiet,
-    rss,
-    settled,
-    up,
-    world,
-)
+from matrix_world import AT_ONCE, Answer, World, answered, cpu, person, quiet, rss, running, settled, world
 from rich.console import Console
 from rich.table import Table
 
 from nodes.commands.common import run_loop
-from nodes.home import Home
 
 WARM: Final = 10  # messages that are not counted
 PAUSE_S: Final = 0.4  # between two messages: receipts of the one are not to hold up the other
@@ -47,16 +31,6 @@ ROOMS: Final = 10
 MODEL_S: Final = 2.0
 LOAD_S: Final = 24.0
 EM_MB: Final = 0.1
-
-
-@asynccontextmanager
-async def running(home: Home, rooms: dict[str, str]) -> AsyncGenerator[tuple[Process, Client]]:
-    """A node whose ems sit in these rooms (basin → room)."""
-    async with up(home) as process, client(home) as mesh:
-        for basin, room in rooms.items():
-            joined = await mesh.request("matrix_join", {"room": room, "basin": basin})
-            assert not joined["problems"], joined
-        yield process, mesh
 
 
 # One message after the other
@@ -74,9 +48,7 @@ class Waits:
 async def latency(number: int) -> None:
     """Floor, appservice and account, in turns."""
     async with world(1) as here, AsyncExitStack() as stack:
-        extra = [Person(here.synapse.url, await here.synapse.register(name, "secret")) for name in ("x", "y")]
-        for person in extra:
-            stack.push_async_callback(person.close)
+        extra = [await stack.enter_async_context(person(here.synapse, name)) for name in ("x", "y")]
         rooms = {"floor": await here.speaker.room(here.watcher, *extra)}
         pids = dict[str, int]()
         for way in ("appservice", "account"):
@@ -86,8 +58,7 @@ async def latency(number: int) -> None:
             else:
                 await here.by_account(home)
             rooms[way] = await here.speaker.room(here.watcher)
-            process, _ = await stack.enter_async_context(running(home, {"tea": rooms[way]}))
-            pids[way] = process.process.pid
+            pids[way], _ = await stack.enter_async_context(running(home, {"tea": rooms[way]}))
         await measure(here, rooms, pids, WARM)
         show_waits(await measure(here, rooms, pids, number))
 
@@ -258,17 +229,17 @@ async def weigh(ems: int) -> Weight:
     async with world(1, tapped=True) as here:
         crowd = {f"em{number:03d}": ["tea"] for number in range(ems)}
         bare = here.home(crowd)
-        async with up(bare) as process, client(bare) as mesh:
-            alone = rss(process.process.pid)
+        async with running(bare, {}) as (pid, mesh):
+            alone = rss(pid)
             for place in range(2):
                 await mesh.say("tea", f"em000, good day {place}")
                 await quiet(mesh)
-            alone = alone, rss(process.process.pid)
+            alone = alone, rss(pid)
         home = here.home(crowd)
         tap, room = here.by_appservice(home), await here.speaker.room(here.watcher)
-        async with running(home, {"tea": room}) as (process, mesh):
+        async with running(home, {"tea": room}) as (pid, mesh):
             await settled(mesh)
-            joined, event, began = rss(process.process.pid), "", 0.0
+            joined, event, began = rss(pid), "", 0.0
             for place in range(2):
                 began = time.perf_counter()
                 event = await here.speaker.say(room, f"em000, good day {place}")
@@ -277,7 +248,7 @@ async def weigh(ems: int) -> Weight:
                 )
                 await settled(mesh)
             reply = here.watcher.whole[event] - began if ems else None
-            return Weight(alone, (joined, rss(process.process.pid)), tap.carrying(event), reply)
+            return Weight(alone, (joined, rss(pid)), tap.carrying(event), reply)
 
 
 def show_weights(found: dict[int, Weight]) -> None:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from homeserver import SERVER_NAME, Synapse, free_port
 from openai_server import Answer, FakeOpenAI
-from process import make_home
+from process import client, make_home, up
 
 from mesh.bridges.matrix.account import log_in
 from mesh.bridges.matrix.content import MARK
@@ -225,13 +225,21 @@ async def world(ways: int, *, tapped: bool = False) -> AsyncGenerator[World]:
         await stack.enter_async_context(synapse)
         models = await stack.enter_async_context(FakeOpenAI())
         models.play(*[Answer(("Indeed.",))] * READY)
-        people = [Person(synapse.url, await synapse.register(name, "secret")) for name in ("speaker", "watcher")]
-        for person in people:
-            stack.push_async_callback(person.close)
+        speaker, watcher = [await stack.enter_async_context(person(synapse, name)) for name in ("speaker", "watcher")]
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        task = group.create_task(people[1].watch())
-        yield World(folder, synapse, made, models, *people)
+        task = group.create_task(watcher.watch())
+        yield World(folder, synapse, made, models, speaker, watcher)
         task.cancel()
+
+
+@asynccontextmanager
+async def person(synapse: Synapse, name: str) -> AsyncGenerator[Person]:
+    """Somebody new, for the block."""
+    one = Person(synapse.url, await synapse.register(name, "secret"))
+    try:
+        yield one
+    finally:
+        await one.close()
 
 
 def _way(number: int, *, tapped: bool) -> tuple[Registration, int, Tap]:
@@ -241,6 +249,16 @@ def _way(number: int, *, tapped: bool) -> tuple[Registration, int, Tap]:
     name = f"_bench{number}_"
     url = f"http://127.0.0.1:{tap.port if tapped else port}"
     return replace(new_registration(url, SERVER_NAME, name), id=name), port, tap
+
+
+@asynccontextmanager
+async def running(home: Home, rooms: Mapping[str, str]) -> AsyncGenerator[tuple[int, Client]]:
+    """A node whose ems sit in these rooms (basin → room): its process id, and a client of it."""
+    async with up(home) as node, client(home) as mesh:
+        for basin, room in rooms.items():
+            joined = await mesh.request("matrix_join", {"room": room, "basin": basin})
+            assert not joined["problems"], joined
+        yield node.process.pid, mesh
 
 
 async def quiet(mesh: Client, *, bridged: bool = False) -> None:
