@@ -22,11 +22,19 @@ class Trust:
         for revocation in revocations:
             self.revoke(revocation)
 
-    def learn(self, certificate: Certificate) -> bool:
-        """Take in another certificate that was verified; returns whether it was new. One a node: the latest ending."""
+    def learn(self, certificate: Certificate, *, proved: bool = False) -> bool:
+        """Take in another certificate that was verified; returns whether it was new. One a node: the latest ending.
+
+        A node speaks for one mesh: the one that was heard of first, unless the node itself `proved` to be another's.
+        Else anybody could certify a key that is not theirs, and have its words count as their own.
+        """
         key = (certificate.mesh, certificate.node)
         held = self._certificates.get(key)
+        if proved:
+            self._meshes[certificate.node] = certificate.mesh
         if held is not None and held.not_after_ms >= certificate.not_after_ms:
+            return False
+        if self._meshes.get(certificate.node, certificate.mesh) != certificate.mesh:
             return False
         self._certificates[key] = certificate
         self._meshes[certificate.node] = certificate.mesh

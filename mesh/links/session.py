@@ -15,6 +15,7 @@ import structlog
 from mesh.bus.base import Bus
 from mesh.clock import Clock
 from mesh.errors import BusUnavailable
+from mesh.links.channel import Proved
 from mesh.links.messages import (
     MAX_FRAMES,
     VERSION,
@@ -120,6 +121,12 @@ class Session:
     def wake(self) -> None:
         """Something new was stored, or the peer may have more: look again."""
         self._wake.set()
+
+    def prove(self, proved: Proved) -> None:
+        """Take in the certificate that the peer's node has proved to hold."""
+        certificate = read_certificate(proved.certificate)
+        self._ground.trust.learn(certificate, proved=True)
+        self._save(certificate, proved.certificate)
 
     async def run(self) -> None:
         """Send and receive. Raises (in a group) WireBroken when the wire does, BadMessage for what is no node."""
@@ -333,8 +340,10 @@ class Session:
                 self._refuse(error)
 
     def _note_certificate(self, certificate: Certificate, data: bytes) -> None:
-        if certificate.mesh == self._ground.mesh or not self._ground.trust.learn(certificate):
-            return
+        if certificate.mesh != self._ground.mesh and self._ground.trust.learn(certificate):
+            self._save(certificate, data)
+
+    def _save(self, certificate: Certificate, data: bytes) -> None:
         with self._ground.store.transaction():
             row = (certificate.mesh, certificate.node, data)
             self._ground.store.execute("INSERT OR REPLACE INTO link_papers VALUES (?, ?, ?)", row)
