@@ -9,6 +9,8 @@ ProtocolError
 ├── BadKey           text that is not the nkey it should be
 ├── BadCertificate   a certificate or revocation list that is malformed, forged, or not valid now
 ├── BadRequest       a request to a node that its owner did not make, or made long ago
+├── BadInvitation    a code or an offer that is mistyped, expired, or not the inviter's; `fault` says which
+├── BadLink          a statement about a relationship that is not lawful; `fault` says why
 └── BudgetRaised     an act that leaves its chain more than its parent had; `field` says what
 """
 
@@ -55,6 +57,42 @@ class BadCertificate(ProtocolError):
 
 class BadRequest(ProtocolError):
     """A request to a node that its owner did not make, or made long ago."""
+
+
+class InvitationFault(StrEnum):
+    """What is wrong with a code or an offer, and so what a person can do about it."""
+
+    MISTYPED = "mistyped"  # read it again: a character is wrong or missing
+    VERSION = "version"  # update this node, or ask for a code that it can read
+    CONTENT = "content"  # whoever wrote it does not follow the protocol
+    EXPIRED = "expired"  # ask for a new one
+    FORGED = "forged"  # an offer that is not the inviter's own
+
+
+class BadInvitation(ProtocolError):
+    """Text that is not an invitation which still holds, or bytes that are not the offer behind it."""
+
+    def __init__(self, fault: InvitationFault, sentence: str) -> None:
+        super().__init__(sentence)
+        self.fault = fault
+
+
+class LinkFault(StrEnum):
+    """Why a statement about a relationship does not count."""
+
+    AUTHOR = "author"  # only the mesh's own person may say it
+    BODY = "body"  # its fields break their schema
+    CLOCK = "clock"  # it is dated ahead of now
+    EARLY = "early"  # statements before it are missing: ask for them, then try again
+    UNLAWFUL = "unlawful"  # nobody who follows the protocol could have said it
+
+
+class BadLink(ProtocolError):
+    """A statement about a relationship that is not lawful."""
+
+    def __init__(self, fault: LinkFault, sentence: str) -> None:
+        super().__init__(sentence)
+        self.fault = fault
 
 
 class BudgetRaised(ProtocolError):

@@ -5,6 +5,7 @@ sorted, no spaces, UTF-8). A vocabulary is a set of digests; two meshes compare 
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, NewType
 
 import msgspec
@@ -142,3 +143,9 @@ def digest(term: Term) -> Digest:
     """`b2:` and 64 hex digits that name this reading of this term."""
     canonical = msgspec.json.encode(term, order="deterministic")
     return Digest("b2:" + hashlib.blake2b(canonical, digest_size=32).hexdigest())
+
+
+def digest_of_all(digests: Iterable[Digest]) -> Digest:
+    """The digest of a vocabulary: over its terms' digests, sorted, without repeats, each with a line feed."""
+    lines = "".join(f"{one}\n" for one in sorted(set(digests)))
+    return Digest("b2:" + hashlib.blake2b(lines.encode(), digest_size=32).hexdigest())

@@ -10,10 +10,13 @@ import pytest
 from protocol.acts import Act, reply_id, reply_key
 from protocol.budget import Budget
 from protocol.certificate import Certificate, issue, read_certificate
-from protocol.errors import BadFrame
+from protocol.errors import BadFrame, BadInvitation
 from protocol.frame import decode_frame, encode_frame, frame_id
+from protocol.invitation import Invitation, read_invitation, write_code, write_link
 from protocol.keys import KeyKind, Signer
-from protocol.vocabulary import core_terms, digest
+from protocol.offer import Offer, read_offer, sign_offer
+from protocol.statement import own_basin
+from protocol.vocabulary import core_terms, digest, digest_of_all
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "v1.json").read_text("utf-8"))
 NODE = Signer(bytes.fromhex(VECTORS["node"]["seed"]), KeyKind.NODE)
@@ -74,3 +77,38 @@ def test_keys_documents_and_ids() -> None:
 
 def test_the_vocabulary() -> None:
     assert {term.name: digest(term) for term in core_terms()} == VECTORS["vocabulary"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["invitations"], ids=lambda vector: vector["name"])
+def test_invitations(vector: dict[str, Any]) -> None:
+    invitation = Invitation(
+        MESH.public,
+        bytes.fromhex(vector["secret"]),
+        vector["expires_s"],
+        bytes.fromhex(vector["certificate"]),
+        tuple(vector["addresses"]),
+    )
+    assert (write_code(invitation), write_link(invitation)) == (vector["code"], vector["link"])
+    assert read_invitation(vector["code"]) == read_invitation(vector["link"]) == invitation
+    assert invitation.guest().public == vector["guest"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["invitations_refused"], ids=lambda vector: vector["name"])
+def test_invitations_refused(vector: dict[str, str]) -> None:
+    with pytest.raises(BadInvitation) as caught:
+        read_invitation(vector["code"])
+    assert caught.value.fault == vector["fault"]
+
+
+def test_the_offer_and_the_basin_of_two() -> None:
+    told = VECTORS["offer"]
+    assert digest_of_all(digest(term) for term in core_terms()) == told["vocabulary"]
+    certificate = bytes.fromhex(VECTORS["certificate"]["hex"])
+    terms = (certificate, told["gives"], told["takes"], told["expires_s"], told["vocabulary"])
+    offer = Offer(MESH.public, told["name"], told["guest"], *terms)
+    data = bytes.fromhex(told["hex"])
+    assert sign_offer(NODE, offer) == data
+    assert read_offer(data, told["guest"], MESH.public, told["expires_s"] * 1000 - 1) == offer
+    assert msgpack.packb(msgpack.unpackb(data[64:])) == data[64:]
+    told = VECTORS["own_basin"]
+    assert own_basin(*told["meshes"]) == told["basin"] == own_basin(*reversed(told["meshes"]))
