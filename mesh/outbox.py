@@ -74,6 +74,11 @@ class Outbox:
         self._queues.setdefault(waiting.basin, deque()).append(waiting)
         self._wake.set()
 
+    def find(self, identity: bytes) -> Act | None:
+        """An act that the table holds still: said, and not heard yet."""
+        row = self._store.one("SELECT act FROM outbox WHERE id = ?", (identity,))
+        return _decode(row[0]) if row else None
+
     def waiting(self) -> int:
         """How many acts the stream has not acknowledged yet."""
         return sum(map(len, self._queues.values()))

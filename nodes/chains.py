@@ -7,6 +7,7 @@ from typing import Final
 from mesh.entries import Entry
 from protocol.acts import Act
 from protocol.budget import Budget
+from protocol.keys import MeshId
 
 MAX_CHAINS: Final = 16_384  # chains kept in mind; the oldest is forgotten, and its acts' own budgets still bind
 
@@ -36,15 +37,16 @@ class Chain:
 
 
 class Chains:
-    """All chains of a node. An act is reserved before a model is called, so that no two ems spend the last one."""
+    """All chains of a node of `mesh`. An act is reserved before a model is called: no two ems spend the last one."""
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: MeshId) -> None:
+        self._mesh = mesh
         self._chains: OrderedDict[bytes, Chain] = OrderedDict()
 
     def hear(self, entry: Entry) -> None:
-        """Count an act. A person's `cancel` stops every chain of its basin that began before it."""
+        """Count an act. A `cancel` of a person here stops every chain of its basin that began before it."""
         act = entry.act
-        if act.kind == "cancel" and act.is_root:
+        if self.is_stop(entry):
             self.stop(entry.basin)
             return
         chain = self._chains.get(act.root)
@@ -56,6 +58,10 @@ class Chains:
             chain.promised.discard(act.id)
             chain.seen += 1
             chain.tokens = max(chain.tokens, chain.limit.tokens - act.budget.tokens)
+
+    def is_stop(self, entry: Entry) -> bool:
+        """Whether an act is a word of a person here that all talk in its basin is to end."""
+        return entry.act.kind == "cancel" and entry.act.is_root and entry.mesh == self._mesh
 
     def spent(self, act: Act, now_ms: int) -> str | None:
         """Why nobody may answer this act, or None. The act must have been heard."""

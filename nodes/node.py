@@ -25,7 +25,7 @@ from mesh.words import plain
 from nodes.companion import Alone, Companion
 from nodes.config import MeshConfig
 from nodes.em import MAX_MEMORY_FILES, Em, load_ems
-from nodes.errors import NodeError
+from nodes.errors import HomeError, NodeError
 from nodes.media import Media
 from nodes.picture import pictures
 from nodes.runtime import Parts, Runtime
@@ -192,8 +192,14 @@ class Node:
         """Let go of acts that are taken back, and of the pictures that they showed."""
         self.runtime.forget(entries)
         for picture in itertools.chain.from_iterable(pictures(entry.act) for entry in entries):
-            if self.ground.media is not None:
-                self.ground.media.forget(picture.sha256)
+            if self.ground.media is not None and not self._is_shown(picture.sha256):
+                with contextlib.suppress(HomeError):  # pruning takes it later
+                    self.ground.media.forget(picture.sha256)
+
+    def _is_shown(self, sha256: str) -> bool:
+        """Whether any act that is kept shows a picture. Reads all frames: a picture is seldom taken back."""
+        sql = "SELECT 1 FROM frames WHERE instr(frame, ?) LIMIT 1"
+        return self.ground.store.one(sql, (sha256.encode(),)) is not None
 
     def _proceed(self) -> None:
         self.runtime.proceed()

@@ -1,5 +1,6 @@
 """A basin as the node remembers it: the newest acts, with edits made and what was taken back left out."""
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -11,11 +12,13 @@ from nodes.picture import pictures
 from nodes.turn import Roster
 from protocol.acts import Act
 from protocol.husk import is_husk
-from protocol.keys import MeshId
+from protocol.keys import MeshId, fingerprint
 
 TAIL: Final = MAX_WINDOW  # acts kept in memory a basin; no em's window is longer
 KEPT_EDITS: Final = 16  # of one act, in case the newest is taken back
 SHOWN: Final = frozenset({"say", "ask", "answer"})
+ECHOES: Final = 32  # newest acts that a message is compared with
+MIN_ECHO: Final = 12  # characters; people repeat shorter words too
 HIDE: Final = "hide"  # what the body of a reaction says that hides what it is about
 MAX_NAMES: Final = 4_096  # people from elsewhere whose names are kept in mind, of a basin
 
@@ -45,7 +48,7 @@ class Room:
                 self._lines.pop(self._tail[0].act.id, None)
                 self._edits.pop(self._tail[0].act.id, None)
             self._tail.append(entry)
-            self._lines[act.id] = None if is_husk(act) else self._line(act, act.text)
+            self._lines[act.id] = None if is_husk(act) else self._line(entry, act.text)
             self.heard += 1
         elif act.kind in ("edit", "redact") and act.refs:
             target = self.find(act.refs[0])
@@ -53,7 +56,7 @@ class Room:
                 if act.kind == "redact":
                     self._lines[target.act.id] = None
                 elif not is_husk(act):
-                    self._edit(target.act, act)
+                    self._edit(target, act)
             elif act.kind == "redact" and entry.mesh == self._mesh:
                 self._hidden.pop(act.refs[0], None)
         elif act.kind == "react" and act.body.get("do") == HIDE and act.is_root and entry.mesh == self._mesh:
@@ -65,13 +68,14 @@ class Room:
             if len(self._hidden) > TAIL:
                 del self._hidden[next(iter(self._hidden))]
 
-    def _edit(self, act: Act, edit: Act) -> None:
+    def _edit(self, said: Entry, edit: Act) -> None:
+        act = said.act
         edits = self._edits.setdefault(act.id, {})
         edits[edit.id] = edit.text
         if len(edits) > KEPT_EDITS:
             del edits[next(iter(edits))]
         if self._lines[act.id] is not None:
-            self._lines[act.id] = self._line(act, edit.text)
+            self._lines[act.id] = self._line(said, edit.text)
 
     def forget(self, entry: Entry) -> None:
         """Let go of an act's words; of an edit's, so that the act says what it said before."""
@@ -82,11 +86,19 @@ class Room:
         said = self.find(act.refs[0]) if act.kind == "edit" and act.refs else None
         edits = self._edits.get(said.act.id, {}) if said else {}
         if said and edits.pop(act.id, None) is not None and self._lines[said.act.id] is not None:
-            self._lines[said.act.id] = self._line(said.act, [said.act.text, *edits.values()][-1])
+            self._lines[said.act.id] = self._line(said, [said.act.text, *edits.values()][-1])
 
     def find(self, identity: bytes) -> Entry | None:
         """The act with this id, if it is in the tail."""
         return next((entry for entry in reversed(self._tail) if entry.act.id == identity), None)
+
+    def echoes(self, text: str) -> bool:
+        """Whether an em here said exactly this lately: somebody who repeats it is no person."""
+        wanted = text.strip()
+        lately = itertools.islice(reversed(self._tail), ECHOES)
+        return len(wanted) >= MIN_ECHO and any(
+            entry.act.text.strip() == wanted and entry.act.author in self.roster.ems for entry in lately
+        )
 
     def until(self, identity: bytes) -> tuple[int, Sequence[Line]]:
         """What was said up to and including an act, oldest first, and how many lines were ever said until then."""
@@ -98,11 +110,18 @@ class Room:
         lines = [line for one in seen if (line := self._lines.get(one)) is not None]
         return self.heard - (len(self._tail) - len(entries)), lines
 
-    def _line(self, act: Act, text: str) -> Line:
-        return Line(self._name(act.author), text, f"act:{act.id.hex()}", pictures(act))
+    def _line(self, entry: Entry, text: str) -> Line:
+        act = entry.act
+        return Line(self._name(entry), text, f"act:{act.id.hex()}", pictures(act))
 
-    def _name(self, author: str) -> str:
-        """How an author stands in a transcript: `@mara:example.org` is mara, unless somebody else is called so."""
+    def _name(self, entry: Entry) -> str:
+        """How an author stands in a transcript: `@mara:example.org` is mara, unless somebody else is called so.
+
+        Whoever is of another mesh is never taken for one of ours.
+        """
+        author = entry.act.author
+        if entry.mesh != self._mesh:
+            return f"{author}~{fingerprint(entry.mesh)}"
         if not author.startswith("@"):
             return author
         if author not in self._names:

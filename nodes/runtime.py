@@ -58,7 +58,7 @@ class Runtime:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self.turns = Turns(parts.store)
-        self.chains = Chains()
+        self.chains = Chains(parts.mesh)
         self.rooms: dict[str, Room] = {}
         self.ems: dict[str, Em] = {}
         self._taken: list[Taken] = []
@@ -88,7 +88,7 @@ class Runtime:
         """Take in new acts and decide who answers. Called within the ledger's transaction."""
         for entry in entries:
             self.chains.hear(entry)
-            if entry.act.kind == "cancel" and entry.act.is_root:
+            if self.chains.is_stop(entry):
                 self._halt(entry.basin)
             if room := self.rooms.get(entry.basin):
                 room.hear(entry)
@@ -167,7 +167,14 @@ class Runtime:
         target = find(self._parts.store, entry.act.refs[0]) if entry.act.refs else None
         if target is None or target.mesh != self._parts.mesh or target.act.author not in self.ems:
             return None
-        return (target.act.author, rule) if target.basin == entry.basin and target.act.refs else None
+        em = self._sitting(target.act.author, entry.basin)
+        is_able = em is not None and not em.settings.mute and target.basin == entry.basin
+        return (target.act.author, rule) if is_able and target.act.refs else None
+
+    def _sitting(self, name: str, basin: str) -> Em | None:
+        """An em that listens in a basin."""
+        room = self.rooms.get(basin)
+        return room.roster.ems.get(name) if room else None
 
     def _about(self, entry: Entry) -> ActId:
         """What a turn's prompt ends with: what it answers, or what a reaction wants redone or continued."""

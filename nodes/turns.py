@@ -38,6 +38,7 @@ TURNS_SCHEMA: Final = (
     CREATE INDEX turns_of_em ON turns (em, ended_ms);
     CREATE TABLE silences (n INTEGER PRIMARY KEY, act BLOB NOT NULL UNIQUE, reasons BLOB NOT NULL);
     """,
+    "CREATE INDEX turns_of_basin ON turns (basin, decided_ms)",
 )
 
 

@@ -11,7 +11,7 @@ from typing import Final, cast
 
 import structlog
 
-from mesh.bridges.matrix.errors import MatrixError, MatrixLoggedOut, MatrixUnavailable
+from mesh.bridges.matrix.errors import MatrixError, MatrixFull, MatrixLoggedOut, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.outbox import Outcome
 from mesh.bridges.matrix.port import MatrixPort
 from mesh.entries import Entry, find
@@ -51,13 +51,14 @@ class Bridge:
         self.tables = self.lobby.tables
         self.problems: deque[str] = deque(maxlen=PROBLEMS)
         self.ready = asyncio.Event()
-        inward = Inward(key, self.tables, self._find, node.runtime.chains.used)
-        self._outward = Outward(self.port, self.tables, self._find, self.lobby.who, node.identity.mesh[:12])
+        inward = Inward(key, self.tables, self._said, node.runtime.chains.used)
+        self._outward = Outward(self.port, self.tables, self._find, self.lobby.who, node.identity.mesh)
         hands = Hands(node, self.port, self.lobby, inward, self._outward, settings, media, self.pages, self._tell)
         self.hearing = Hearing(hands)
         self.manners = Manners(self.port, self._rooms_with)
         self._changed = asyncio.Event()
         self._places: set[tuple[str, str]] = set()
+        self._absent: set[tuple[str, str]] = set()
         self._mutes: set[tuple[str, str]] = set()
         self._refresh()
 
@@ -107,8 +108,8 @@ class Bridge:
             self._tell(f"what {turn.em} did not say after all still stands in a room: {error}")
 
     def listens(self, em: str, basin: str) -> bool | None:
-        """An em listens where it sits, and not where a person muted it."""
-        if (em, basin) in self._mutes:
+        """An em listens where it sits, and not where a person muted it, nor where it was put out of the room."""
+        if (em, basin) in self._mutes or (em, basin) in self._absent:
             return False
         return True if (em, basin) in self._places else None
 
@@ -134,6 +135,7 @@ class Bridge:
                     group.create_task(self.hearing.consume(group), name="matrix inbox")
                     group.create_task(self.manners.run(), name="matrix manners")
                     group.create_task(self._attend(), name="matrix lobby")
+                    group.create_task(self._look_back(), name="matrix look back")
                     self.ready.set()
             except* MatrixLoggedOut as error:
                 self.ready.clear()
@@ -192,6 +194,26 @@ class Bridge:
             except TimeoutError:
                 self._node.host()
 
+    async def _look_back(self) -> None:
+        """Hear what the rooms said and nobody brought us, whenever that may be so."""
+        while True:
+            await self.port.missed.wait()
+            self.port.missed.clear()
+            for room, _, _ in self.tables.rooms():
+                voice = self._outward.voice(room)
+                try:
+                    found = await self.port.look_back(voice, room) if voice else 0
+                except (MatrixUnavailable, MatrixFull) as error:
+                    log.info("a room cannot be looked through now", reason=plain(str(error)))
+                    self.port.missed.set()
+                    await asyncio.sleep(AGAIN_S[0])
+                    break
+                except MatrixRefused as error:
+                    log.info("a room cannot be looked through", code=error.code)
+                else:
+                    if found:
+                        log.info("a room said what nobody had brought us yet; it is heard now", events=found)
+
     def _rooms_with(self, em: str, basin: str) -> list[str]:
         return [room for room in self.tables.rooms_of(basin) if self.tables.sits(em, room)]
 
@@ -201,11 +223,17 @@ class Bridge:
             if not known.speaker and self.tables.sits(act.author, known.room):
                 self.manners.has_read(act.author, known.room, known.event_id)
 
+    def _said(self, identity: bytes) -> Act | None:
+        """An act that is kept, or said here and not heard yet."""
+        entry = find(self._store, identity)
+        return entry.act if entry else self._node.outbox.find(identity)
+
     def _find(self, identity: bytes) -> Entry | None:
         return find(self._store, identity)
 
     def _refresh(self) -> None:
         self._places = {(em, basin) for em, basin in self.tables.places() if em != BOT}
+        self._absent = set(self.tables.absences()) - self._places
         self._mutes = self.tables.mutes(self._clock())
 
     def _tell(self, problem: str) -> None:

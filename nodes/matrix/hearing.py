@@ -10,7 +10,14 @@ import msgspec
 import structlog
 
 from mesh.bridges.matrix.attachments import unseal
-from mesh.bridges.matrix.errors import BadContent, MatrixError, MatrixFull, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.errors import (
+    BadContent,
+    MatrixError,
+    MatrixFull,
+    MatrixLoggedOut,
+    MatrixRefused,
+    MatrixUnavailable,
+)
 from mesh.bridges.matrix.inbox import Inbound
 from mesh.bridges.matrix.port import ENCRYPTED, MESSAGE, REACTION, REDACTION, MatrixPort
 from mesh.bridges.matrix.reading import Heard, read
@@ -35,7 +42,8 @@ MAX_LANES: Final = 1_024  # events read from the inbox and not handled yet; the 
 MAX_UNSENT: Final = 4_096  # acts that wait for the bus; until it takes them, people's words wait in the inbox
 UNSENT_S: Final = 0.2  # between two looks whether it does
 AGAIN_S: Final = (1.0, 60.0)  # first and longest wait for a homeserver that does not do what a room needs
-FETCH_S: Final = 20.0  # for a picture; its room waits so long, and no other one
+FETCH_S: Final = 10.0  # for a picture; its room waits so long
+SLOW_S: Final = 600.0  # that a server is not asked for pictures after one took longer
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +75,7 @@ class Hearing:
         self._lanes: dict[str, deque[Inbound]] = {}
         self._in_lanes = 0
         self._room_in_lanes = asyncio.Event()
+        self._slow: dict[str, float] = {}  # servers whose files took too long, and until when they are not asked
         self._alone: dict[str, bool] = {}  # rooms where a person is alone with an em, or not
 
     async def consume(self, group: asyncio.TaskGroup) -> None:
@@ -146,12 +155,21 @@ class Hearing:
             if asked is not None and self._inward.is_person(event, heard, scene):
                 await self._command(event, heard, asked, scene)
                 return
-        if heard is not None and event.kind == MESSAGE:
+        media: Sequence[Mapping[str, Any]] = ()
+        if heard is not None and event.kind == MESSAGE and self._inward.is_person(event, heard, scene):
             scene = await self._alone_with(event.room, scene)
-        media = await self._pictures(heard)
+            media = await self._pictures(heard)
         await self._say(event, lambda: self._acts(event, heard, scene, media), scene.basin)
 
     def _acts(self, event: Inbound, heard: Heard | None, scene: Scene, media: Sequence[Mapping[str, Any]]) -> list[Act]:
+        retired = self._inward.opened(event, scene) if event.late else []
+        if retired is None:
+            return []  # it was redacted before its key came
+        return [*retired, *self._new_acts(event, heard, scene, media)]
+
+    def _new_acts(
+        self, event: Inbound, heard: Heard | None, scene: Scene, media: Sequence[Mapping[str, Any]]
+    ) -> list[Act]:
         if event.kind == REDACTION:
             return self._inward.redaction(event, scene)
         if event.kind == ENCRYPTED or heard is None:
@@ -172,9 +190,10 @@ class Hearing:
 
     async def _command(self, event: Inbound, heard: Heard, asked: house.Asked | str, scene: Scene) -> None:
         """Do what a person asks of the node, and answer with a notice."""
-        acts, answer = (list[Act](), asked) if isinstance(asked, str) else self._obey(event, heard, asked, scene)
         with self._store.transaction():
-            waiting = [self._node.outbox.put(scene.basin, act) for act in acts]
+            retired = self._inward.opened(event, scene) if event.late else []
+            acts, answer = (list[Act](), asked) if isinstance(asked, str) else self._obey(event, heard, asked, scene)
+            waiting = [self._node.outbox.put(scene.basin, act) for act in [*(retired or []), *acts]]
             if answer:
                 self._outward.notice(event.room, answer, event.event_id)
             self._port.inbox.mark(event)
@@ -192,18 +211,18 @@ class Hearing:
                 return [self._inward.command(event, "cancel", {"text": STOPPED}, scene)], "Stopped."
             case "next":
                 chosen = em or house.next_speaker(store, scene)
-                if chosen is None:
-                    return [], "No em sits here."
+                if chosen is None or not self._inward.has_turns(event, scene):
+                    return [], "No em sits here." if chosen is None else "That is enough for this minute."
                 return [self._inward.command(event, "ask", {"text": "…", "to": [chosen]}, scene)], ""
             case "mute" | "unmute":
                 if em is None:
                     return [], f"Whom? Here are {', '.join(sorted(scene.ems)) or 'no ems'}."
                 span = house.minutes(asked.words) if asked.verb == "mute" else 0
-                with store.transaction():
-                    self._tables.mute(scene.basin, em, scene.now_ms + span * house.MINUTE_MS)
+                self._tables.mute(scene.basin, em, scene.now_ms + span * house.MINUTE_MS)
                 return [], f"{em} keeps silent for {span} minutes." if span else f"{em} may speak."
             case "why":
                 known = self._tables.event(heard.reply_to) if heard.reply_to else None
+                known = known if known and known.room == event.room else None
                 return [], house.reason(store, find(store, known.act) if known else None, self._pages)
             case "budget":
                 return [], house.budget(store, self._node.runtime.chains, scene)
@@ -231,9 +250,15 @@ class Hearing:
             self._tables.set_name(event.room, read_name(event.content))
 
     async def _pictures(self, heard: Heard | None) -> Sequence[Mapping[str, Any]]:
-        """The picture of a message, fetched and looked at; what is none, or cannot be had, is left out."""
-        media = heard.media if heard else None
+        """The picture of a message, fetched and looked at; what is none, or cannot be had, is left out.
+
+        A server that kept us waiting is not asked again for a while: its pictures must not hold up a room.
+        """
+        media, now = heard.media if heard else None, asyncio.get_running_loop().time()
         if media is None or not media.mime.startswith("image/"):
+            return ()
+        server = media.url.split("/")[2]
+        if self._slow.get(server, now) > now:
             return ()
         try:
             async with asyncio.timeout(FETCH_S):
@@ -242,7 +267,9 @@ class Hearing:
                 data, mime = await asyncio.to_thread(unseal, data, media.seal), media.mime
             picture = await asyncio.to_thread(self._media.put, data, media.name, mime)
         except (MatrixError, NodeError, TimeoutError) as error:
-            log.info("a picture is left out", reason=plain(str(error)))
+            if isinstance(error, TimeoutError):
+                self._slow = {one: until for one, until in self._slow.items() if until > now} | {server: now + SLOW_S}
+            log.info("a picture is left out", reason=plain(str(error)) or "it took too long")
             return ()
         return (msgspec.to_builtins(picture),)
 
@@ -254,7 +281,7 @@ class Hearing:
         if room not in self._alone:
             try:
                 self._alone[room] = await self._lobby.alone(room, em)
-            except MatrixRefused:
+            except (MatrixRefused, MatrixLoggedOut):  # its own account may be void: the others go on
                 self._alone[room] = False
         return replace(scene, alone=em) if self._alone[room] else scene
 
@@ -274,4 +301,5 @@ class Hearing:
             self._node.config.basin(basin).budget,
             self._settings,
             (lambda text: bool(place.roster.named(text.lower()))) if place else (lambda _: False),
+            place.echoes if place else (lambda _: False),
         )

@@ -9,15 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mesh.bridges.matrix.content import ACT_BYTES, Mark
+import msgspec
+
+from mesh.bridges.matrix.content import ACT_BYTES
 from mesh.bridges.matrix.inbox import Inbound
 from mesh.bridges.matrix.reading import Heard
-from mesh.entries import Entry
 from nodes.config import Budget as Minted
 from nodes.matrix.settings import WINDOW_MINUTES, Control, Matrix, fits
-from nodes.matrix.tables import Known, Tables
+from nodes.matrix.tables import Chained, Known, Tables
 from protocol.acts import RANDOM_BYTES, Act, ActId, new_id
 from protocol.budget import Budget
+from protocol.husk import is_husk
 from protocol.vocabulary import MAX_TEXT
 
 MINUTE_MS: Final = 60_000
@@ -25,7 +27,7 @@ UNREAD: Final = "[an encrypted message that cannot be read here yet]"
 STOPPED: Final = "Enough for now."
 TAKEN_BACK: Final = "taken back"
 
-Find = Callable[[bytes], Entry | None]
+Find = Callable[[bytes], Act | None]  # an act that is kept, or said and not heard yet
 Used = Callable[[bytes], tuple[int, int]]  # acts and tokens that a chain of ours has used, by its root
 
 
@@ -33,8 +35,8 @@ Used = Callable[[bytes], tuple[int, int]]  # acts and tokens that a chain of our
 class Scene:
     """Where an event happened. `ems` sit there, `users` tells which Matrix users they are.
 
-    `minted` is what a chain begins with; `called` tells whether a text names one of the ems. `alone` is the em that a
-    person is alone with: whatever is said there is said to it.
+    `minted` is what a chain begins with; `called` tells whether a text names one of the ems, `echoes` whether
+    one of them said it just so. `alone` is the em that a person is alone with: whatever is said there is said to it.
     """
 
     basin: str
@@ -44,6 +46,7 @@ class Scene:
     minted: Minted
     settings: Matrix
     called: Callable[[str], bool]
+    echoes: Callable[[str], bool]
     alone: str | None = None
 
 
@@ -59,16 +62,18 @@ class Inward:
     def message(self, event: Inbound, heard: Heard, scene: Scene, media: Sequence[Mapping[str, Any]] = ()) -> list[Act]:
         """The acts of a message: one, or none for what is not for us to know."""
         if heard.mark and heard.mark.writing:
+            self.tables.begin(event.event_id, event.sender)
             return []
         known = self.tables.event(heard.edits) if heard.edits else None
         if heard.edits and known:
             return self._edit(event, heard, known, scene)
-        if heard.edits and not heard.mark:
+        if heard.edits and not (heard.mark and self.tables.begun_by(heard.edits) == event.sender):
             return []  # of something said before we came
+        if heard.mark and self.tables.came(heard.mark.act):
+            return []  # it came another way: heard in the room where it was said, or our own, relayed by another node
         return self._said(event, heard, scene, media)
 
     def _said(self, event: Inbound, heard: Heard, scene: Scene, media: Sequence[Mapping[str, Any]]) -> list[Act]:
-        late = self.tables.event(event.event_id)  # shown before as one that cannot be read
         is_bot = self._is_bot(event, heard, scene)
         quiet = self._quiet(event, heard, scene, is_bot=is_bot)
         to = [scene.users[user] for user in heard.mentions if user in scene.users]
@@ -77,16 +82,23 @@ class Inward:
         in_thread = heard.thread is not None and heard.reply_to is None
         facts = {"media": list(media), "bot": is_bot, "to": to, "quiet": quiet, "thread": in_thread}
         body = {"text": _text(heard)} | {name: value for name, value in facts.items() if value}
-        act = self._act(event, "say", self._refs(heard), body, scene, "late" if late else "")
-        act = self._chained(act, event, heard, is_bot=is_bot)
+        act = self._act(event, "say", self._refs(heard, event.room), body, scene, "late" if event.late else "")
+        act = self._chained(act, event, heard)
         self.tables.note(Known(heard.edits or event.event_id, event.room, act.id, "", heard.thread))
         if not is_bot and not quiet:
             self.tables.person_spoke(event.room, scene.now_ms)
-        if late is None:
-            return [act]
+        return [act]
+
+    def opened(self, event: Inbound, scene: Scene) -> list[Act] | None:
+        """What retires the act that stood for an event that could not be read; None when that was redacted since."""
+        known = self.tables.event(event.event_id)
+        stood = self.find(known.act) if known else None
+        if known is None or stood is None:
+            return []
+        if stood.text != UNREAD:
+            return None
         self.tables.forget_event(event.event_id)
-        self.tables.note(Known(event.event_id, event.room, act.id, "", heard.thread))
-        return [*self._taken_back(late, event, scene, "unread"), act]
+        return self._taken_back(known, event, scene, "unread")
 
     def reaction(self, event: Inbound, heard: Heard, scene: Scene) -> list[Act]:
         """The acts of a reaction: `react`, or what it asks for as a control."""
@@ -94,12 +106,16 @@ class Inward:
         if known is None or known.room != event.room:
             return []
         asked = (
-            None if self._is_bot(event, heard, scene) or self._age(event, scene) else self._asked(heard, known, scene)
+            None
+            if self._is_bot(event, heard, scene) or self._age(event, scene)
+            else self._asked(event, heard, known, scene)
         )
         if asked == "stop":
             return [self._act(event, "cancel", [], {"text": STOPPED}, scene)]
         more = {"do": asked} if asked else {}
         act = self._act(event, "react", [ActId(known.act)], {"text": heard.text, **more}, scene)
+        if asked in {"retry", "continue"}:
+            act = self._within(act, known)
         self.tables.note(Known(event.event_id, event.room, act.id, "", None))
         before = self._taken_back(known, event, scene, "retry") if asked == "retry" else []
         return [*before, act]
@@ -123,8 +139,10 @@ class Inward:
         return [act]
 
     def command(self, event: Inbound, kind: str, body: dict[str, Any], scene: Scene) -> Act:
-        """The act of a command that a person gave in a room."""
-        return self._act(event, kind, [], body, scene)
+        """The act of a command that a person gave in a room; it is nothing to be shown there."""
+        act = self._act(event, kind, [], body, scene)
+        self.tables.note(Known(event.event_id, event.room, act.id, "", None))
+        return act
 
     def is_person(self, event: Inbound, heard: Heard, scene: Scene) -> bool:
         """Whether a person said it, and not too long ago to be followed."""
@@ -132,38 +150,57 @@ class Inward:
 
     def _edit(self, event: Inbound, heard: Heard, known: Known, scene: Scene) -> list[Act]:
         """Only the sender edits; homeservers do not check it."""
-        entry = self.find(known.act)
-        if entry is None or entry.act.author != event.sender or known.room != event.room:
+        said = self.find(known.act)
+        if said is None or said.author != event.sender or known.room != event.room:
             return []
         act = self._act(event, "edit", [ActId(known.act)], {"text": _text(heard)}, scene)
         self.tables.note(Known(event.event_id, event.room, act.id, "", None))
         return [act]
 
     def _taken_back(self, known: Known, event: Inbound, scene: Scene, why: str) -> list[Act]:
-        entry = self.find(known.act)
-        if entry is None or entry.act.kind == "redact":
+        said = self.find(known.act)
+        author = said.author if said else known.speaker  # ours is still being written: it is gone once it is said
+        if not author or (said and said.kind == "redact"):
             return []
         act = self._act(event, "redact", [ActId(known.act)], {"text": TAKEN_BACK, "by": event.sender}, scene, why)
-        return [_by(act, entry.act.author)]
+        return [_by(act, author)]
 
-    def _asked(self, heard: Heard, known: Known, scene: Scene) -> Control | None:
+    def _asked(self, event: Inbound, heard: Heard, known: Known, scene: Scene) -> Control | None:
         """What a reaction asks for; another try and going on are for what an em of ours said."""
         asked = scene.settings.controls.meant(heard.text)
-        if asked in {"retry", "continue"}:
-            return asked if known.speaker in scene.ems else None
+        if asked not in {"retry", "continue"}:
+            return asked
+        said = self.find(known.act)
+        if known.speaker not in scene.ems or said is None or is_husk(said) or not self.has_turns(event, scene):
+            return None
         return asked
 
-    def _refs(self, heard: Heard) -> list[ActId]:
+    def has_turns(self, event: Inbound, scene: Scene) -> bool:
+        """Whether a person may have ems write once more this minute; counts it."""
+        return self.tables.heed(event.sender, scene.now_ms, MINUTE_MS, scene.settings.messages_per_minute)
+
+    def _within(self, act: Act, known: Known) -> Act:
+        """A reaction that has an em write once more spends what the talk that it is about has left, and no more."""
+        said = self.find(known.act)
+        chained = self.tables.chain(said.root) if said else None
+        if said is None:
+            return act
+        shared = chained or Chained(said.root, 0, said.root)
+        self.tables.set_chain(said.root, shared)
+        self.tables.set_chain(act.id, Chained(shared.shared, 0, act.id))
+        return self._limited(act, shared.shared)
+
+    def _refs(self, heard: Heard, room: str) -> list[ActId]:
         """What a message answers: the event it replies to, else the first of its thread."""
         for event_id in (heard.reply_to, heard.thread):
             known = self.tables.event(event_id) if event_id else None
-            if known:
+            if known and known.room == room:
                 return [ActId(known.act)]
         return []
 
     def _is_bot(self, event: Inbound, heard: Heard, scene: Scene) -> bool:
-        machine = heard.notice or heard.mark is not None or heard.bounce is not None
-        return machine or fits(event.sender, scene.settings.bots)
+        machine = heard.notice or heard.bounce is not None or (heard.mark is not None and not heard.mark.person)
+        return machine or fits(event.sender, scene.settings.bots) or scene.echoes(heard.text)
 
     def _age(self, event: Inbound, scene: Scene) -> str | None:
         if event.at_ms < scene.now_ms - scene.settings.answer_within_minutes * MINUTE_MS:
@@ -178,7 +215,7 @@ class Inward:
             return age
         settings, now = scene.settings, scene.now_ms
         if not is_bot:
-            if self.tables.heed(event.sender, now, MINUTE_MS, settings.messages_per_minute):
+            if self.has_turns(event, scene):
                 return None
             return f"more than {settings.messages_per_minute} messages a minute"
         if not any(user in scene.users for user in heard.mentions) and not scene.called(heard.text):
@@ -189,21 +226,24 @@ class Inward:
             return f"the room's {settings.room_tokens} tokens are spent until a person speaks"
         return None
 
-    def _chained(self, act: Act, event: Inbound, heard: Heard, *, is_bot: bool) -> Act:
+    def _chained(self, act: Act, event: Inbound, heard: Heard) -> Act:
         """Note the chain that an act belongs to among all nodes in the room, and leave it what that has left."""
-        mark: Mark | None = heard.mark
-        shared = mark.root if is_bot and mark else shared_root(heard.edits or event.event_id)
-        hops = mark.hops if is_bot and mark else 0
-        budget = act.budget
-        if is_bot:
-            before = self.tables.chains_of(shared)
-            used = [self.used(root) for root in before]
-            acts = budget.acts - len(before) - sum(acts for acts, _ in used)
-            tokens = budget.tokens - sum(tokens for _, tokens in used)
-            left = budget.hops - hops if heard.bounce is None else min(budget.hops - hops, heard.bounce)
-            budget = Budget(max(0, left), max(0, acts), max(0, tokens), budget.until_ms)
-        self.tables.set_chain(act.id, shared, hops)
-        return Act(act.id, act.kind, act.author, act.refs, act.root, budget, act.at_ms, act.body)
+        begun = shared_root(heard.edits or event.event_id)
+        chained = Chained(heard.mark.root, heard.mark.hops, heard.mark.act) if heard.mark else Chained(begun, 0, begun)
+        limited = self._limited(act, chained.shared)
+        budget = limited.budget
+        left = budget.hops - chained.hops if heard.bounce is None else min(budget.hops - chained.hops, heard.bounce)
+        self.tables.set_chain(act.id, chained)
+        return msgspec.structs.replace(limited, budget=msgspec.structs.replace(budget, hops=max(0, left)))
+
+    def _limited(self, act: Act, shared: bytes) -> Act:
+        """An act with what a chain that all nodes share has left, as far as is known here."""
+        before = self.tables.chains_of(shared)
+        used = [self.used(root) for root in before]
+        acts = act.budget.acts - len(before) - sum(acts for acts, _ in used)
+        tokens = act.budget.tokens - sum(tokens for _, tokens in used)
+        budget = Budget(act.budget.hops, max(0, acts), max(0, tokens), act.budget.until_ms)
+        return msgspec.structs.replace(act, budget=budget)
 
     def _act(  # noqa: PLR0913, PLR0917 - what an act is made of
         self, event: Inbound, kind: str, refs: list[ActId], body: dict[str, Any], scene: Scene, what: str = ""
@@ -228,4 +268,4 @@ def _text(heard: Heard) -> str:
 
 
 def _by(act: Act, author: str) -> Act:
-    return Act(act.id, act.kind, author, act.refs, act.root, act.budget, act.at_ms, act.body)
+    return msgspec.structs.replace(act, author=author)

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import structlog
 
-from mesh.bridges.matrix.errors import MatrixError, MatrixRefused
+from mesh.bridges.matrix.errors import MatrixError, MatrixLoggedOut, MatrixRefused
 from mesh.bridges.matrix.inbox import Inbound
-from mesh.bridges.matrix.port import MatrixPort, Speaker
-from mesh.bridges.matrix.rooms import CREATE, Membership, Tombstone, is_successor
+from mesh.bridges.matrix.port import ENCRYPTION, MatrixPort, Speaker
+from mesh.bridges.matrix.rooms import CREATE, NAME, Membership, Tombstone, is_successor, read_name
 from mesh.store import Store
 from mesh.words import plain
 from nodes.em import MAX_AVATAR_BYTES, Em
@@ -66,14 +66,33 @@ class Lobby:
         """
         check_name(basin)
         joined = await self._port.join(BOT, room)
+        await self._check_mixing(joined, basin)
+        name = read_name(await self._port.state(BOT, joined, NAME) or {})
         with self._store.transaction():
             self.tables.set_room(joined, basin, everyone=ems is None)
+            self.tables.set_name(joined, name)
             self.tables.set_member(joined, Member(BOT, "joined"))
         self._node.host()
         await self._list(joined, basin)
         wanted = self._listeners(basin) if ems is None else list(ems)
         problems = await self._enter(joined, [em for em in wanted if not self.tables.sits(em, joined)])
         return joined, [em for em in self.tables.joined(joined) if em != BOT], problems
+
+    async def _check_mixing(self, room: str, basin: str) -> None:
+        """Refuse a room that would show in clear what is said in encrypted ones. Raises MatrixRefused."""
+        others = [one for one in self.tables.rooms_of(basin) if one != room]
+        if not others:
+            return
+        if await self._port.state(BOT, room, ENCRYPTION):
+            self._port.inbox.note_encrypted([room])
+        kinds = {self._port.inbox.is_encrypted(one) for one in [room, *others]}
+        if len(kinds) > 1:
+            raise MatrixRefused(
+                f"{basin} has rooms already, and of encrypted and open rooms one basin can have one kind only: what is"
+                " said in the one would be read in the other; choose another basin",
+                "MIXED",
+                0,
+            )
 
     async def invite(self, em: str, room: str) -> tuple[str, str]:
         """Have one em sit in a room, on behalf of the node's person; returns the room's id and its basin.
@@ -95,7 +114,10 @@ class Lobby:
         leaving = self.tables.joined(room) if em is None else [em]
         for one in leaving:
             if em is None or not self.shares(one):
-                await self._port.leave(one, room)
+                try:
+                    await self._port.leave(one, room)
+                except (MatrixRefused, MatrixLoggedOut) as error:  # then it is not there, or cannot say so
+                    log.info("an em could not leave a room", em=one, reason=plain(str(error)))
         with self._store.transaction():
             for one in leaving:
                 self.tables.set_member(room, Member(one, "out", "it left"))
@@ -109,9 +131,9 @@ class Lobby:
     async def known(self, room: str) -> str:
         """The id of a room that is given by id, by alias or by the name that people gave it. Raises MatrixRefused."""
         meant = await self._port.resolve(room) if room.startswith("#") else room
-        for identity, _, name in self.tables.rooms():
-            if identity == meant or name == room:
-                return identity
+        rooms = self.tables.rooms()
+        for identity in [one for one, _, _ in rooms if one == meant] + [one for one, _, name in rooms if name == room]:
+            return identity
         raise MatrixRefused(f"none of ours sits in {plain(room)}; mesh matrix rooms shows where they do", "NO_ROOM", 0)
 
     async def space(self, name: str) -> tuple[str, int]:
@@ -149,6 +171,9 @@ class Lobby:
 
     async def invited(self, event: Inbound, em: str) -> None:
         """An invitation came for one of ours: take it from those who may give it, decline it otherwise."""
+        old = self.tables.moved_from(event.room)
+        if old is not None and await self._follow(old, event.room, em):
+            return
         if not self.may_invite(event.sender):
             log.info("an invitation is declined: whoever gave it is none of matrix.inviters", em=em)
             try:
@@ -160,10 +185,12 @@ class Lobby:
         self._settle(event.room)
         here = list(self._node.runtime.ems) if em == BOT and self.shares_all() else []
         with self._store.transaction():
-            for one in [em, *here]:
+            for one in [em, *(one for one in here if self.shares(one))]:
                 self.tables.set_member(event.room, Member(one, "joined"))
         self._node.host()
         await self._dress([em])
+        for problem in await self._enter(event.room, [one for one in here if not self.shares(one)]):
+            log.warning("an em cannot sit in a room", problem=problem)
 
     def shares_all(self) -> bool:
         """Whether the node's account speaks for ems that have none."""
@@ -182,28 +209,46 @@ class Lobby:
     async def moved(self, tombstone: Tombstone) -> None:
         """A room has a successor: everybody of ours goes there, if the new room says the same.
 
-        Raises MatrixError when nobody can.
+        Who must be invited first is awaited. Raises MatrixRefused when the new room says otherwise.
         """
         old, new = tombstone.room, tombstone.replacement
-        went, last = list[str](), None
-        sitting = self.tables.joined(old)
-        for em in sorted(sitting, key=lambda em: em != BOT):
+        with self._store.transaction():
+            self.tables.set_move(old, new)
+        for em in sorted(self.tables.joined(old), key=lambda em: em != BOT):
+            if em != BOT and self.shares(em):
+                continue
             try:
-                if em == BOT or not self.shares(em):
-                    await self._port.join(em, new)
-                went.append(em)
-            except MatrixRefused as error:
-                last = error
-        if not went and last:
-            raise last
-        create = await self._port.state(went[0], new, CREATE) if went else None
-        if not is_successor(create, old):
+                await self._port.join(em, new, tombstone.via)
+            except (MatrixRefused, MatrixLoggedOut) as error:
+                log.info("an em waits to be let into the room that replaces its own", em=em, reason=plain(str(error)))
+                continue
+            await self._settle_in(old, new, em)
+            return
+
+    async def _follow(self, old: str, new: str, em: str) -> bool:
+        """Take an invitation into the successor of a room; returns whether it was one."""
+        await self._port.join(em, new)
+        try:
+            await self._settle_in(old, new, em)
+        except MatrixRefused as error:
+            log.warning("an invitation led elsewhere than it said", reason=plain(str(error)))
+            return False
+        return True
+
+    async def _settle_in(self, old: str, new: str, first: str) -> None:
+        """Move everybody once the first is there; have it leave what is no successor. Raises MatrixRefused."""
+        if not is_successor(await self._port.state(first, new, CREATE), old):
+            await self._port.leave(first, new)
             raise MatrixRefused(f"{new} does not say that it replaces {old}; nothing is moved there", "NO_SUCCESSOR", 0)
+        sitting = self.tables.joined(old)
         with self._store.transaction():
             self.tables.move(old, new)
-            for em in went:
+            for em in [first, *(em for em in sitting if self.shares(em))]:
                 self.tables.set_member(new, Member(em, "joined"))
         self._node.host()
+        rest = [em for em in sitting if em not in {first, BOT} and not self.shares(em)]
+        for problem in await self._enter(new, rest):
+            log.warning("an em cannot follow a room that moved", problem=problem)
         await self._list(new, self.tables.basin_of(new))
 
     async def alone(self, room: str, em: str) -> bool:
@@ -251,7 +296,7 @@ class Lobby:
             try:
                 if not self.shares(em):
                     await self._bring(em, room)
-            except MatrixRefused as error:
+            except (MatrixRefused, MatrixLoggedOut) as error:
                 problems.append(f"{em} cannot join: {error}")
                 continue
             with self._store.transaction():

@@ -4,7 +4,7 @@ What is put into the port's outbox is put in the transaction that hears the act,
 Each event has a key, `<act>/<part>/<room>`, from which its outcome finds back to the act.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,10 +14,13 @@ from mesh.entries import Entry
 from nodes.matrix.tables import BOT, Known, Tables
 from nodes.runtime import RETRY
 from protocol.acts import Act
+from protocol.husk import is_husk
+from protocol.keys import MeshId, fingerprint
 
 FIRST: Final = "0"  # the part that is an act's first event in a room
 LAST: Final = "end"  # and the one that brings the whole of what was shown while it was written
 GONE: Final = "gone"
+NODE_CHARS: Final = 12  # of the mesh's id in marks: enough for a person to tell nodes apart
 SAID: Final = frozenset({"say", "ask", "answer"})
 UNSEEN: Final = frozenset({"attend", "cancel"})  # kinds that nobody needs to read
 MAX_CHAIN: Final = 8  # acts that are followed to find one with an event: a reaction to a reaction, and so on
@@ -28,13 +31,13 @@ Who = Callable[[str], Speaker]  # a speaker by its key
 
 @dataclass(frozen=True, slots=True)
 class Outward:
-    """Shows acts in rooms. `node` is what other nodes in a room know this one by."""
+    """Shows acts in rooms. `mesh` is whose node this is."""
 
     port: MatrixPort
     tables: Tables
     find: Find
     who: Who
-    node: str
+    mesh: MeshId
 
     def show(self, entry: Entry, speaker: str | None) -> bool:
         """Put what an act is in the rooms of its basin; returns whether anything was put. Within a transaction.
@@ -42,17 +45,32 @@ class Outward:
         `speaker` is the em of ours that said it, None for anybody else: the node's own user then says whose it is.
         """
         act = entry.act
-        if act.kind in UNSEEN:
+        if act.kind in UNSEEN or is_husk(act) or not self._may(entry):
             return False
         came_from = {known.room for known in self.tables.events(act.id) if not known.speaker}
         put = False
-        for room in self.tables.rooms_of(entry.basin):
+        for room in self._rooms(entry.basin):
             if room in came_from or (act.kind == "redact" and self._came_from(act, room)):
                 continue
             voice = self.voice(room) if speaker is None else speaker if self.tables.sits(speaker, room) else None
             if voice is not None:
-                put |= self._show_in(room, act, voice, relayed=speaker is None)
+                put |= self._show_in(room, entry, voice, relayed=speaker is None)
+            else:
+                self.tables.end_draft(act.id, room)  # it was put out while it wrote
         return put
+
+    def _may(self, entry: Entry) -> bool:
+        """Whether somebody may change what an act is about: only whoever said that, of the same mesh."""
+        if entry.act.kind not in {"edit", "redact"}:
+            return True
+        target = self.find(entry.act.refs[0]) if entry.act.refs else None
+        return target is not None and (target.mesh, target.act.author) == (entry.mesh, entry.act.author)
+
+    def _rooms(self, basin: str) -> list[str]:
+        """The rooms that are shown what is said in a basin: the encrypted ones alone, if there are any."""
+        rooms = self.tables.rooms_of(basin)
+        sealed = [room for room in rooms if self.port.inbox.is_encrypted(room)]
+        return sealed or rooms
 
     def voice(self, room: str) -> str | None:
         """Who speaks in a room for the node: its own user, or any em that sits there."""
@@ -61,7 +79,7 @@ class Outward:
 
     def draft(self, room: str, em: str, act: Act, text: str, edits: int) -> None:
         """Put the words so far of an act: its first event, or an edit of it. Within a transaction."""
-        content = self._message(room, act, text, relayed=False, writing=True)
+        content = self._message(room, act, text, writing=True)
         if edits:
             content = edit(later(em, key(act.id, FIRST, room)), content)
         part = f"w{edits}" if edits else FIRST
@@ -85,10 +103,11 @@ class Outward:
         content = message(text, relation=Relation(reply_to=event_id), notice=True)
         return self.port.put(self.who(voice), room, MESSAGE, content, f"notice/{event_id}")
 
-    def _show_in(self, room: str, act: Act, voice: str, *, relayed: bool) -> bool:
+    def _show_in(self, room: str, entry: Entry, voice: str, *, relayed: bool) -> bool:
+        act, name = entry.act, self._name(entry) if relayed else None
         speaker = self.who(voice)
-        if relayed and not self.port.caps.separate_identities:
-            speaker = Speaker(voice, act.author)  # the port puts the name before the words
+        if name and not self.port.caps.separate_identities:
+            speaker = Speaker(voice, name)  # the port puts the name before the words
         if act.kind == "redact":
             return self._redact(room, act)
         if act.kind in {"edit", "react"}:
@@ -100,12 +119,14 @@ class Outward:
                 return self.port.put(speaker, room, REACTION, content, key(act.id, FIRST, room))
             if target.speaker != voice:
                 return False
-            content = edit(target.event_id, self._message(room, act, act.text, relayed=relayed))
+            content = edit(target.event_id, self._message(room, act, act.text, relayed=name))
             return self.port.put(speaker, room, MESSAGE, content, key(act.id, FIRST, room))
         text = act.text if act.kind in SAID else f"({act.kind}) {act.text}"
-        content = self._message(room, act, text, relayed=relayed)
+        content = self._message(room, act, text, relayed=name)
         if self.tables.end_draft(act.id, room):
-            new = edit(later(voice, key(act.id, FIRST, room)), content)
+            begun = self.port.outbox.outcome(voice, key(act.id, FIRST, room))
+            is_there = begun is None or begun.event_id is not None  # else it was refused; the whole may have more luck
+            new = edit(later(voice, key(act.id, FIRST, room)), content) if is_there else content
             return self.port.put(speaker, room, MESSAGE, new, key(act.id, LAST, room))
         return self.port.put(speaker, room, MESSAGE, content, key(act.id, FIRST, room))
 
@@ -125,33 +146,40 @@ class Outward:
         """Whether a redaction is known in a room already: what it takes back came from there."""
         return any(not known.speaker for known in self.tables.events(act.refs[0], room)) if act.refs else False
 
-    def _message(self, room: str, act: Act, text: str, *, relayed: bool, writing: bool = False) -> dict[str, Any]:
+    def _name(self, entry: Entry) -> str:
+        """How somebody is called who speaks through the node's user: never as one of our ems."""
+        own = entry.mesh == self.mesh
+        return entry.act.author if own else f"{entry.act.author}~{fingerprint(entry.mesh)}"
+
+    def _message(
+        self, room: str, act: Act, text: str, *, relayed: str | None = None, writing: bool = False
+    ) -> dict[str, Any]:
+        """The content of an act. `relayed`: whose words these are, when the node's user speaks them."""
         target = self._event(act.refs[0], room) if act.refs and act.kind != "edit" else None
         relation = Relation(target.event_id, target.thread) if target else Relation()
         answered = self.find(act.refs[0]) if target and not target.speaker else None
         people = [answered.act.author] if answered and answered.act.author.startswith("@") else []
-        is_person = relayed and act.is_root and act.body.get("bot") is not True
+        is_bot = act.body.get("bot") is True
+        is_person = relayed is not None and act.is_root and not is_bot
         content = message(
             text,
             relation=relation,
             mentions=people,
-            mark=None if is_person else self._mark(act, writing=writing),
+            mark=self._mark(act, writing=writing, person=is_person),
             bounce=None if is_person else act.budget.hops,
+            notice=relayed is not None and is_bot and "quiet" in act.body,  # nor are other rooms' machines to answer it
         )
-        return self._relayed(content, act) if relayed else content
+        # Somebody else's words have their name before them, where the port does not put it there.
+        return prefixed(content, relayed, relayed) if relayed and self.port.caps.separate_identities else content
 
-    def _relayed(self, content: Mapping[str, Any], act: Act) -> dict[str, Any]:
-        """Somebody else's words, with their name before them, for a port whose users have names of their own."""
-        if not self.port.caps.separate_identities:
-            return dict(content)
-        return prefixed(content, act.author, act.author)
-
-    def _mark(self, act: Act, *, writing: bool) -> Mark:
-        """How other nodes know the act: the root that all share, and the hops from there."""
-        root = self.find(act.root)
+    def _mark(self, act: Act, *, writing: bool, person: bool) -> Mark:
+        """How other nodes know the act: the root that all share, and the hops from there; to be relayed is one."""
+        root, chained = self.find(act.root), self.tables.chain(act.root)
         begun = root.act.budget.hops if root else act.budget.hops
-        shared, before = self.tables.chain(act.root) or (act.root, 0)
-        return Mark(act.id, shared, before + max(0, begun - act.budget.hops), self.node, writing)
+        shared, before = (chained.shared, chained.hops) if chained else (act.root, 0)
+        known_as = chained.elsewhere if chained and act.is_root else act.id
+        hops = before + max(0, begun - act.budget.hops) + person
+        return Mark(known_as, shared, hops, self.mesh[:NODE_CHARS], writing, person)
 
     def _event(self, act: bytes, room: str) -> Known | None:
         """The event in a room that stands for an act; for a reaction, for what it is about or wants tried again."""

@@ -27,9 +27,16 @@ BRIDGE_SCHEMA: Final = (
     CREATE TABLE room_drafts (
         act BLOB NOT NULL, room TEXT NOT NULL, em TEXT NOT NULL, edits INTEGER NOT NULL, PRIMARY KEY (act, room)
     ) WITHOUT ROWID;
-    CREATE TABLE room_chains (root BLOB PRIMARY KEY, shared BLOB NOT NULL, hops INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE room_chains (
+        n INTEGER PRIMARY KEY, root BLOB NOT NULL UNIQUE, shared BLOB NOT NULL, hops INTEGER NOT NULL,
+        elsewhere BLOB NOT NULL
+    );
     CREATE INDEX room_chains_of_shared ON room_chains (shared);
+    CREATE INDEX room_chains_elsewhere ON room_chains (elsewhere);
+    CREATE TABLE room_begun (event_id TEXT PRIMARY KEY, sender TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE room_moves (new TEXT PRIMARY KEY, old TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE room_heeded (sender TEXT PRIMARY KEY, since_ms INTEGER NOT NULL, times INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE INDEX room_heeded_since ON room_heeded (since_ms);
     CREATE TABLE room_people (room TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE room_space (one INTEGER PRIMARY KEY CHECK (one = 1), room TEXT NOT NULL);
     CREATE TABLE room_avatars (user_id TEXT PRIMARY KEY, digest TEXT NOT NULL, mxc TEXT NOT NULL) WITHOUT ROWID;
@@ -46,6 +53,18 @@ class Member:
     em: str
     state: Literal["joined", "out"]
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chained:
+    """What an act that begins a chain here is to all nodes in a room.
+
+    `shared` is the root that they all know, `hops` what lay behind it, `elsewhere` the id by which they know the act.
+    """
+
+    shared: bytes
+    hops: int
+    elsewhere: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +139,11 @@ class Tables:
         sql = "SELECT DISTINCT em, basin FROM room_members NATURAL JOIN rooms WHERE state = 'joined'"
         return self._store.rows(sql)
 
+    def absences(self) -> list[tuple[str, str]]:
+        """Who was put out of, or left, a room of which basin."""
+        sql = "SELECT DISTINCT em, basin FROM room_members NATURAL JOIN rooms WHERE state = 'out'"
+        return self._store.rows(sql)
+
     def set_member(self, room: str, member: Member) -> None:
         """Note that somebody of ours came or went."""
         row = (room, member.em, member.state, member.reason)
@@ -132,9 +156,9 @@ class Tables:
         self._noted += 1
         if self._noted >= PRUNE_EVERY:
             self._noted = 0
-            self._store.execute(
-                "DELETE FROM room_events WHERE n <= (SELECT max(n) FROM room_events) - ?", (KEPT_EVENTS,)
-            )
+            for table in ("room_events", "room_chains"):
+                prune = f"DELETE FROM {table} WHERE n <= (SELECT max(n) FROM {table}) - ?"  # noqa: S608 - our own words
+                self._store.execute(prune, (KEPT_EVENTS,))
 
     def forget_event(self, event_id: str) -> None:
         """An event stands for nothing any more."""
@@ -163,13 +187,39 @@ class Tables:
         """Forget a draft; returns whether there was one."""
         return self._store.execute("DELETE FROM room_drafts WHERE act = ? AND room = ?", (act, room)) > 0
 
-    def chain(self, root: bytes) -> tuple[bytes, int] | None:
-        """What a chain of ours is to all nodes in a room: the shared root, and the hops that it had behind it."""
-        return self._store.one("SELECT shared, hops FROM room_chains WHERE root = ?", (root,))
+    def chain(self, root: bytes) -> Chained | None:
+        """What a chain of ours is to all nodes in a room."""
+        row = self._store.one("SELECT shared, hops, elsewhere FROM room_chains WHERE root = ?", (root,))
+        return Chained(*row) if row else None
 
-    def set_chain(self, root: bytes, shared: bytes, hops: int) -> None:
-        """Note under which root other nodes know a chain."""
-        self._store.execute("INSERT OR IGNORE INTO room_chains VALUES (?, ?, ?)", (root, shared, hops))
+    def set_chain(self, root: bytes, chained: Chained) -> None:
+        """Note how other nodes know the act that begins a chain here."""
+        sql = "INSERT OR IGNORE INTO room_chains (root, shared, hops, elsewhere) VALUES (?, ?, ?, ?)"
+        self._store.execute(sql, (root, chained.shared, chained.hops, chained.elsewhere))
+
+    def came(self, elsewhere: bytes) -> bool:
+        """Whether an act that all nodes know by this id is here already: it came another way, or is our own."""
+        own = self._store.one("SELECT 1 FROM acts WHERE id = ?", (elsewhere,))
+        return bool(own or self._store.one("SELECT 1 FROM room_chains WHERE elsewhere = ?", (elsewhere,)))
+
+    def begin(self, event_id: str, sender: str) -> None:
+        """Note the words so far of somebody else's em: only their sender may bring the whole."""
+        self._store.execute("INSERT OR IGNORE INTO room_begun VALUES (?, ?)", (event_id, sender))
+
+    def begun_by(self, event_id: str) -> str | None:
+        """Who showed words so far in an event; asked once."""
+        row = self._store.one("SELECT sender FROM room_begun WHERE event_id = ?", (event_id,))
+        self._store.execute("DELETE FROM room_begun WHERE event_id = ?", (event_id,))
+        return row[0] if row else None
+
+    def set_move(self, old: str, new: str) -> None:
+        """Note that a room says it has moved: we follow when we are let in."""
+        self._store.execute("INSERT OR REPLACE INTO room_moves VALUES (?, ?)", (new, old))
+
+    def moved_from(self, new: str) -> str | None:
+        """Which of our rooms said that it moved to this one."""
+        row = self._store.one("SELECT old FROM room_moves JOIN rooms ON rooms.room = old WHERE new = ?", (new,))
+        return row[0] if row else None
 
     def chains_of(self, shared: bytes) -> list[bytes]:
         """The roots here of one chain that several nodes share: each is an act of somebody else."""
@@ -227,7 +277,8 @@ class Tables:
         self._store.execute(
             "INSERT OR IGNORE INTO rooms SELECT ?, basin, name, everyone FROM rooms WHERE room = ?", (new, old)
         )
-        self._store.execute("DELETE FROM rooms WHERE room = ?", (old,))
+        self.drop_room(old)
+        self._store.execute("DELETE FROM room_moves WHERE new = ?", (new,))
 
 
 HEEDED_MS: Final = 24 * 3_600_000  # how long a sender's count is kept; every window is shorter

@@ -29,7 +29,7 @@ def reply(parent: Act, budget: Budget, number: int) -> Act:
 )
 def test_no_more_acts_or_tokens_than_the_root_minted(limit: Budget, moves: list[tuple[int, int, int]]) -> None:
     """Random replies to random acts of a chain: begun together, ended together, and heard of late."""
-    chains, start = Chains(), root("hello", 1, budget=limit)
+    chains, start = Chains(MESH_ID), root("hello", 1, budget=limit)
     chains.hear(entry(start))
     heard, open_turns, travelling, tokens = [start], [], [], 0
     for place, used, step in moves:
@@ -50,7 +50,7 @@ def test_no_more_acts_or_tokens_than_the_root_minted(limit: Budget, moves: list[
 
 
 def test_a_failed_reply_gives_its_reservation_back() -> None:
-    chains, start = Chains(), root("x", 1, budget=msgspec.structs.replace(BUDGET, acts=1))
+    chains, start = Chains(MESH_ID), root("x", 1, budget=msgspec.structs.replace(BUDGET, acts=1))
     chains.hear(entry(start))
     assert chains.reserve(start, COST, NOW) is None
     assert chains.reserve(start, COST, NOW) == "no acts left"
@@ -59,21 +59,21 @@ def test_a_failed_reply_gives_its_reservation_back() -> None:
 
 
 def test_a_reply_that_could_cost_more_than_is_left_is_not_begun() -> None:
-    chains, start = Chains(), root("x", 1, budget=msgspec.structs.replace(BUDGET, tokens=15))
+    chains, start = Chains(MESH_ID), root("x", 1, budget=msgspec.structs.replace(BUDGET, tokens=15))
     chains.hear(entry(start))
     assert chains.reserve(start, 10, NOW) is None
     assert chains.reserve(start, 10, NOW) == "too few tokens left for a reply"
 
 
 def test_what_others_spent_is_read_from_their_acts() -> None:
-    chains, start = Chains(), root("x", 1)
+    chains, start = Chains(MESH_ID), root("x", 1)
     chains.hear(entry(start))
     chains.hear(entry(reply(start, Budget(5, 15, 3, BUDGET.until_ms), 2)))
     assert chains.reserve(start, 10, NOW) == "too few tokens left for a reply"
 
 
 def test_a_person_stops_what_began_before_and_nothing_later() -> None:
-    chains, before, after = Chains(), root("x", 1), root("y", 2)
+    chains, before, after = Chains(MESH_ID), root("x", 1), root("y", 2)
     chains.hear(entry(before))
     chains.hear(entry(root("enough", 3, kind="cancel")))
     chains.hear(entry(after))
@@ -83,4 +83,4 @@ def test_a_person_stops_what_began_before_and_nothing_later() -> None:
 
 
 def test_a_chain_that_nobody_remembers_is_not_answered() -> None:
-    assert Chains().spent(root("x"), NOW) == "its chain is forgotten"
+    assert Chains(MESH_ID).spent(root("x"), NOW) == "its chain is forgotten"

@@ -65,6 +65,8 @@ def write_em(folder: Path, name: str, config: str = "", chat: str = "") -> None:
 class World:
     """A broker, a database and an em folder that outlive the nodes that run on them."""
 
+    signer = NODE  # the node's; OTHER is trusted as well
+
     def __init__(self, path: Path, broker: MemoryBroker, config: MeshConfig | None = None) -> None:
         self.path, self.broker = path, broker
         self.config = config or MeshConfig(name="amp", human="mara")
@@ -92,7 +94,8 @@ class World:
             self.clock,
             Media(self.path / "media"),
         )
-        node = Node(self.config, self.ems, Identity(NODE, certificate(NODE), TRUST, NodeId(CLIENT.public)), ground)
+        identity = Identity(self.signer, certificate(self.signer), TRUST, NodeId(CLIENT.public))
+        node = Node(self.config, self.ems, identity, ground)
         prepare(node)
         async with asyncio.TaskGroup() as group:
             task = group.create_task(node.run())

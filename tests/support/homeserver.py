@@ -8,9 +8,11 @@ import hmac
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -195,6 +197,12 @@ class Synapse:
         file = self._folder / "homeserver.yaml"
         file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes), "utf-8")
         await self.start()
+
+    def forget_pushes(self) -> None:
+        """Lose what was to be pushed to appservices, as a kill at the worst moment does. While it is down."""
+        with closing(sqlite3.connect(self._folder / "hs.db")) as database, database:
+            database.execute("DELETE FROM application_services_txns")
+            database.execute("DELETE FROM application_services_state")
 
     def kill(self) -> None:
         """As by `kill -9`."""

@@ -22,6 +22,7 @@ from mesh.bridges.matrix.errors import MatrixAsks, MatrixFull, MatrixRefused, Ma
 from mesh.bridges.matrix.inbox import Inbound, parse_event
 from mesh.bridges.matrix.outbox import Done
 from mesh.bridges.matrix.port import ENCRYPTION, MEMBER, Caps, Speaker
+from mesh.bridges.matrix.rooms import since_joining
 from mesh.bridges.matrix.vault import Vault
 from mesh.clock import Clock
 from mesh.store import Store
@@ -256,7 +257,7 @@ class Account(Speaking):
         """What a room said since, oldest first, from our joining on."""
         raw = _events(part, "timeline")
         timeline = _dict(part.get("timeline"))
-        kept, joined = self._since_joining(raw)
+        kept, joined = since_joining(raw, self._me)
         if timeline.get("limited") is True:
             self.crypto.forget_people(room)
         start = timeline.get("prev_batch")
@@ -275,7 +276,7 @@ class Account(Speaking):
             except MatrixRefused as error:
                 log.warning("a gap in a room cannot be read", code=error.code)
                 return missed
-            page, joined = self._since_joining(_dicts(answer.get("chunk"))[::-1])
+            page, joined = since_joining(_dicts(answer.get("chunk"))[::-1], self._me)
             missed = page + missed
             end = answer.get("end")
             if joined or not isinstance(end, str) or end == start:
@@ -283,20 +284,6 @@ class Account(Speaking):
             start = end
         log.warning("a gap in a room is too long; its oldest events stay unread", events=len(missed))
         return missed
-
-    def _since_joining(self, raw: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
-        """The events after our last joining among these, and whether there was one: what was before is not for us."""
-        for number in range(len(raw) - 1, -1, -1):
-            event = raw[number]
-            if event.get("type") == MEMBER and event.get("state_key") == self._me and _is_joining(event):
-                return raw[number + 1 :], True
-        return raw, False
-
-
-def _is_joining(event: Mapping[str, Any]) -> bool:
-    """Whether a membership event is a joining, and not a change of name or picture."""
-    before = _dict(_dict(event.get("unsigned")).get("prev_content"))
-    return _dict(event.get("content")).get("membership") == "join" and before.get("membership") != "join"
 
 
 def _encrypts(part: Mapping[str, Any], section: str) -> bool:

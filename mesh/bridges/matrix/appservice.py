@@ -19,10 +19,11 @@ import structlog
 from mesh.bridges.matrix.api import Access, Api, As
 from mesh.bridges.matrix.common import CLIENT, Speaking
 from mesh.bridges.matrix.errors import BadContent, MatrixError, MatrixFull, MatrixRefused, MatrixUnavailable
-from mesh.bridges.matrix.inbox import parse_event
-from mesh.bridges.matrix.outbox import Done
+from mesh.bridges.matrix.inbox import Inbound, parse_event
+from mesh.bridges.matrix.outbox import Done, Outgoing
 from mesh.bridges.matrix.port import ENCRYPTION, Caps, Speaker
 from mesh.bridges.matrix.registration import Registration
+from mesh.bridges.matrix.rooms import since_joining
 from mesh.clock import Clock
 from mesh.errors import StoreFailed
 from mesh.store import Store
@@ -38,7 +39,12 @@ MAX_BODY: Final = (
 )  # bytes: a hundred events of 64 KiB, escaped at worst; less would stop the queue for good
 SHUTDOWN_S: Final = 1.0  # for pushes under way when we stop; they come again
 NUDGE_S: Final = (1.0, 60.0)  # first and longest wait between two attempts, doubling between
+WATCH_S: Final = 30.0  # between two looks whether the homeserver is there
+LOOK_BACK_MS: Final = 3_600_000  # how far a room is looked through after a homeserver was away, or to what was heard
+LOOK_PAGE: Final = 100  # events a request
+LOOK_PAGES: Final = 20  # requests a room
 SPEAKER: Final = re.compile(r"[a-z0-9_.-]{1,100}")  # fits a Matrix user id with any server's name
+MAX_DIGITS: Final = 19  # of a transaction's number
 LOGIN: Final = "m.login.application_service"
 
 PAGES: Final = "/why/"
@@ -72,11 +78,14 @@ class AppService(Speaking):
         self._existing: dict[str, As] = {}
         self._making = asyncio.Lock()
         self.ready = asyncio.Event()
+        self._last_push = 0  # the number of the homeserver's last transaction
+        self._is_away = False
 
     async def run(self) -> None:
         """Receive and send until cancelled. Raises MatrixError when the port is taken, MatrixLoggedOut (in a group)."""
         try:
             await self.crypto.begin()
+            self._is_away = True  # for all that we know
             async with self._serving(), asyncio.TaskGroup() as group:
                 group.create_task(self.crypto.run(), name="matrix devices")
                 group.create_task(self.outbox.run(), name="matrix outbox")
@@ -89,7 +98,8 @@ class AppService(Speaking):
     async def _nudge(self) -> None:
         """Have what was kept for us pushed at once: left alone, Synapse waits up to 8.5 minutes after failures.
 
-        A successful ping makes it try again (seen in Synapse 1.163); until one succeeds, nobody is heard.
+        A successful ping makes it try again (seen in Synapse 1.163); until one succeeds, nobody is heard. And a
+        homeserver that is killed forgets what it was about to push, so that we look for it whenever one comes back.
         """
         wait_s = NUDGE_S[0]
         while True:
@@ -97,13 +107,64 @@ class AppService(Speaking):
                 await self.ping()
             except MatrixUnavailable as error:
                 log.warning("the homeserver does not reach us", url=self._registration.url, reason=plain(str(error)))
+                self._is_away = True
             except MatrixRefused as error:
                 log.info("the homeserver knows no pings; what it kept comes in its own time", code=error.code)
+                self.missed.set()
                 return
             else:
-                return
+                self._came_back()
+                wait_s = NUDGE_S[0]
+                await asyncio.sleep(WATCH_S)
+                continue
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, NUDGE_S[1])
+
+    def _came_back(self) -> None:
+        if self._is_away:
+            self.missed.set()
+        self._is_away = False
+
+    async def _deliver(self, row: Outgoing) -> str:
+        """One attempt, which also tells whether the homeserver was away."""
+        try:
+            event_id = await super()._deliver(row)
+        except MatrixUnavailable as error:
+            self._is_away = self._is_away or error.retry_after_s is None
+            raise
+        self._came_back()
+        return event_id
+
+    async def look_back(self, speaker: str, room: str) -> int:
+        """Hear what a room said lately and nobody pushed to us; returns how many events.
+
+        Synapse 1.163 moves its place before it keeps what it is about to push, and what it had kept it pushes again
+        only after the next failure: killed in between, it never brings it.
+        """
+        acting, since = await self._acting(speaker), self._clock() - LOOK_BACK_MS
+        query, found = {"dir": "b", "limit": str(LOOK_PAGE)}, list[Inbound]()
+        gap: int | None = None  # how many of `found` nothing that was heard came after
+        for _ in range(LOOK_PAGES):
+            answer = await self._api.call("GET", (*CLIENT, "rooms", room, "messages"), query=query, acting=acting)
+            chunk, end = answer.get("chunk"), answer.get("end")
+            raw = [_dict(one) for one in cast("list[object]", chunk)] if isinstance(chunk, list) else []
+            lately, last = since_joining(raw[::-1], acting.user_id)
+            for event in (parse_event(one, "appservice", room) for one in reversed(lately)):
+                if event and gap is None and self.inbox.knows(event):
+                    gap = len(found)
+                found += [event] if event else []
+            is_past = gap is not None and bool(found) and found[-1].at_ms < since
+            if last or is_past or not isinstance(end, str):
+                break
+            query["from"] = end
+        missed = [event for n, event in enumerate(found) if n < (gap or 0) or event.at_ms >= since]
+        return await self._take(missed[::-1])
+
+    async def _take(self, events: list[Inbound]) -> int:
+        """Keep what is new. Raises MatrixFull, StoreFailed."""
+        await self.crypto.notice(events)
+        heard = [event for event in events if not self._registration.owns(event.sender)]
+        return self.inbox.take(await self.crypto.opened(heard, catch_up=True))
 
     @asynccontextmanager
     async def _serving(self) -> AsyncGenerator[None]:
@@ -159,13 +220,19 @@ class AppService(Speaking):
                 self.inbox.note_encrypted([room])
         events = [event for event in found if event]
         try:
-            await self.crypto.notice(events)
-            heard = [event for event in events if not self._registration.owns(event.sender)]
-            self.inbox.take(await self.crypto.opened(heard, catch_up=True))
+            await self._take(events)
         except (MatrixFull, StoreFailed) as error:
             log.warning("a push from the homeserver is not taken; it will come again", reason=str(error))
             return _error(503, "M_LIMIT_EXCEEDED")
+        self._count(request.match_info["txn"])
         return _answer({})
+
+    def _count(self, txn: str) -> None:
+        """Notice a homeserver that began anew, and may have forgotten something: on sqlite, its numbers do as well."""
+        number = int(txn) if txn.isascii() and txn.isdecimal() and len(txn) < MAX_DIGITS else 0
+        if number < self._last_push:
+            self.missed.set()
+        self._last_push = number
 
     async def _page(self, request: "web.Request") -> "web.StreamResponse":
         from aiohttp import web

@@ -1,5 +1,6 @@
 """What both ways have in common: speaking. Each adds how it hears and who it is."""
 
+import asyncio
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -53,6 +54,7 @@ class Speaking(Calls):
         self.outbox = own.beside.outbox if own else Outbox(store, clock, self._deliver, on_done)
         self._api, self._store, self._clock = api, store, clock
         self.crypto = Crypto(api, store, self.inbox, keys or store.path.parent / "matrix", self)
+        self.missed = asyncio.Event()
         self._clear: dict[str, int] = {}  # rooms that were not encrypted when asked last, and when that was
 
     @abstractmethod
@@ -191,6 +193,10 @@ class Speaking(Calls):
         if encrypted:
             await self.crypto.equip_one(self.user_id(speaker))
         return encrypted
+
+    async def look_back(self, speaker: str, room: str) -> int:  # noqa: ARG002 - see AppService
+        """Nothing: whoever has a sync of its own knows where it was."""
+        return 0
 
     async def leave(self, speaker: str, room: str) -> None:
         """Leave a room, or decline its invitation."""

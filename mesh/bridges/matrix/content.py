@@ -36,7 +36,7 @@ PROFILE: Final = "com.beeper.per_message_profile"  # MSC4144 while it is unstabl
 class Mark:
     """What tells that a message is an act of a mesh: ids, how many hops it has gone, which node says so. Not proof.
 
-    `writing`: these are words so far, and an edit will bring the whole.
+    `writing`: these are words so far, and an edit will bring the whole. `person`: a person said it, in another room.
     """
 
     act: bytes
@@ -44,11 +44,13 @@ class Mark:
     hops: int
     node: str
     writing: bool = False
+    person: bool = False
 
     def value(self) -> dict[str, Any]:
         """As it stands in an event."""
         told = {"v": MARK_VERSION, "act": self.act.hex(), "root": self.root.hex(), "hops": self.hops, "node": self.node}
-        return told | ({"writing": True} if self.writing else {})
+        facts = {"writing": self.writing, "person": self.person}
+        return told | {name: True for name, holds in facts.items() if holds}
 
 
 @dataclass(frozen=True, slots=True)

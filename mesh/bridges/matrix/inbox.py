@@ -49,7 +49,8 @@ class Inbound:
     """An event as it came. `content` is any JSON object: read it with `reading`. `at_ms` is the sender's claim.
 
     `state_key` is None for what is no state; `redacts` is the event that a redaction takes back; `previous` is the
-    content that a state had before, None when the homeserver did not say.
+    content that a state had before, None when the homeserver did not say. `late`: it was kept sealed before, and is
+    opened only now.
     """
 
     event_id: str
@@ -62,6 +63,7 @@ class Inbound:
     state_key: str | None = None
     redacts: str | None = None
     previous: Mapping[str, Any] | None = None
+    late: bool = False
 
 
 class Inbox:
@@ -99,15 +101,19 @@ class Inbox:
             self._store.execute("INSERT OR IGNORE INTO matrix_encrypted VALUES (?)", (event.room,))
         if self._ours(event.sender):
             return False
-        sealed, text = event.kind == SEALED, _dump(event)
+        sealed = event.kind == SEALED
         if not sealed and self._store.execute(
             "UPDATE matrix_inbox SET n = (SELECT max(n) + 1 FROM matrix_inbox), way = ?, event = ?, handled_ms = NULL, "
             "sealed = 0 WHERE event_id = ? AND sealed = 1",
-            (event.way, text, event.event_id),
+            (event.way, _dump(replace(event, late=True)), event.event_id),
         ):
             return True
         sql = "INSERT OR IGNORE INTO matrix_inbox (event_id, way, event, sealed) VALUES (?, ?, ?, ?)"
-        return self._store.insert(sql, (event.event_id, event.way, text, sealed)) is not None
+        return self._store.insert(sql, (event.event_id, event.way, _dump(event), sealed)) is not None
+
+    def knows(self, event: Inbound) -> bool:
+        """Whether an event came before, as far as is remembered."""
+        return self._store.one("SELECT 1 FROM matrix_inbox WHERE event_id = ?", (event.event_id,)) is not None
 
     def cursor(self, account: str) -> str | None:
         """Where an account's sync goes on; None before the first."""
@@ -241,10 +247,11 @@ def _dump(event: Inbound) -> str:
         event.state_key,
         event.redacts,
         event.previous,
+        event.late,
     )
     return json.dumps(fields, separators=(",", ":"))
 
 
 def _load(text: str, way: Way) -> Inbound:
-    identity, room, sender, kind, content, at_ms, state_key, redacts, previous = json.loads(text)
-    return Inbound(identity, room, sender, kind, content, at_ms, way, state_key, redacts, previous)
+    identity, room, sender, kind, content, at_ms, *more = json.loads(text)
+    return Inbound(identity, room, sender, kind, content, at_ms, way, *more)

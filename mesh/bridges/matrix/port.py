@@ -59,6 +59,11 @@ class MatrixPort(Protocol):
         ...
 
     @property
+    def missed(self) -> asyncio.Event:
+        """Set when something may not have reached us: clear it, and `look_back` in the rooms."""
+        ...
+
+    @property
     def inbox(self) -> Inbox:
         """What was heard, once each, until it is handled."""
         ...
@@ -142,6 +147,10 @@ class MatrixPort(Protocol):
 
     async def members(self, speaker: str, room: str) -> list[str]:
         """The users that are in a room, sorted, not without end."""
+        ...
+
+    async def look_back(self, speaker: str, room: str) -> int:
+        """Hear what a room said lately and nobody brought us; returns how many events. `speaker` sits there."""
         ...
 
     async def joined(self, speaker: str) -> list[str]:

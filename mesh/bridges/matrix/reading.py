@@ -116,8 +116,8 @@ def read_mark(value: object) -> Mark | None:
         return None
     if not isinstance(node, str) or len(node) > MAX_NODE or not node.isprintable():
         return None
-    writing = found.get("writing") is True
-    return Mark(bytes.fromhex(cast("str", act)), bytes.fromhex(cast("str", root)), hops, node, writing)
+    writing, person = found.get("writing") is True, found.get("person") is True
+    return Mark(bytes.fromhex(cast("str", act)), bytes.fromhex(cast("str", root)), hops, node, writing, person)
 
 
 def _bounce(value: object) -> int | None:

@@ -92,6 +92,21 @@ def _change(before: State | None, after: State, *, by_self: bool) -> Change:
     return arrivals[after]
 
 
+def since_joining(raw: list[dict[str, Any]], user: str) -> tuple[list[dict[str, Any]], bool]:
+    """What is after a user's last joining among events, oldest first, and whether there was one. Total."""
+    for number in range(len(raw) - 1, -1, -1):
+        event = raw[number]
+        if event.get("type") == MEMBER and event.get("state_key") == user and _is_joining(event):
+            return raw[number + 1 :], True
+    return raw, False
+
+
+def _is_joining(event: Mapping[str, Any]) -> bool:
+    """Whether a membership event is a joining, and not a change of name or picture."""
+    before = _dict(_dict(event.get("unsigned")).get("prev_content"))
+    return _dict(event.get("content")).get("membership") == "join" and before.get("membership") != "join"
+
+
 @dataclass(frozen=True, slots=True)
 class Tombstone:
     """A room's end. `replacement` is the new room's id: believe it when `is_successor` says so too.

@@ -61,6 +61,15 @@ class Several(Calls):
         """Set while the primary can hear."""
         return self._primary.ready
 
+    @property
+    def missed(self) -> asyncio.Event:
+        """Set when something may not have reached the primary."""
+        return self._primary.missed
+
+    async def look_back(self, speaker: str, room: str) -> int:
+        """Hear what a room said lately and nobody brought us; returns how many events."""
+        return await self.of(speaker).look_back(speaker, room)
+
     async def run(self) -> None:
         """Receive and send until cancelled. Raises MatrixLoggedOut (in a group) when the primary is logged out."""
         async with asyncio.TaskGroup() as group:
