@@ -397,11 +397,8 @@ async def test_what_is_old_or_of_machines_is_read_and_not_answered(world: Bridge
         await human.say(room, "ada: disk 91 % full", msgtype="m.notice")
         mark = {"v": 1, "act": "ab" * 16, "root": "cd" * 16, "hops": 0, "node": "elsewhere"}
         for number in range(4):
-            await human.say(
-                room,
-                f"ada, said a machine, {number}",
-                **{MARK: mark | {"act": f"{number:032x}", "root": f"{number:032x}"}},
-            )
+            fresh = {"act": f"{number:032x}", "root": f"{number:032x}"}
+            await human.say(room, f"ada, said a machine, {number}", **{MARK: mark | fresh})
         await human.say(room, "nobody in particular, said a machine", **{MARK: mark})
         await machine.client.join(room)
         await machine.say(room, "ada, no more bounces", **{"m.bounce_limit": 0})

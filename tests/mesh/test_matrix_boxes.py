@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from mesh.bridges.matrix import inbox as inbox_module
 from mesh.bridges.matrix import outbox as outbox_module
+from mesh.bridges.matrix import rows as rows_module
 from mesh.bridges.matrix.errors import BadContent, MatrixFull, MatrixLoggedOut, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbound, Inbox, parse_event
-from mesh.bridges.matrix.outbox import Outbox, Outcome, Outgoing, encode, transaction_id
+from mesh.bridges.matrix.outbox import Outbox, Outcome, Outgoing
+from mesh.bridges.matrix.payload import encode, transaction_id
 from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.store import Store
 
@@ -265,7 +267,7 @@ async def test_patience_has_a_bound(store: Store, monkeypatch: pytest.MonkeyPatc
 
 
 def test_too_much_waiting_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox_module, "MAX_WAITING", 2)
+    monkeypatch.setattr(rows_module, "MAX_WAITING", 2)
     outbox = new_outbox(store, lambda _: asyncio.sleep(0, ""))
     put(store, outbox, "1", "2")
     with pytest.raises(MatrixFull):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.bridges.matrix import outbox as outbox_module
+from mesh.bridges.matrix import rows as rows_module
 from mesh.bridges.matrix.content import Relation, later, message, reaction
 from mesh.bridges.matrix.errors import MatrixFull, MatrixLoggedOut, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.outbox import PRIMARY, Outbox, Outgoing
@@ -181,7 +182,7 @@ async def test_what_an_account_left_that_is_no_more_is_given_up(store: Store, se
 async def test_one_accounts_full_outbox_is_not_the_others(
     store: Store, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox_module, "MAX_WAITING", 1)
+    monkeypatch.setattr(rows_module, "MAX_WAITING", 1)
     outbox = new_outbox(store, servers, "ada")
     put(store, outbox, "ada", "1")
     with pytest.raises(MatrixFull):

@@ -1,10 +1,10 @@
 """From rooms to acts, without a homeserver: who is heard, who is answered, what stays the same however it comes."""
 
-from collections.abc import os
+import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import AsyncIterator
 import pytest
 from bridged import until
 from no_homeserver import OWNER, ROOM, Alone, alone, said

@@ -17,11 +17,14 @@ class MatrixError(MeshError):
 
 
 class MatrixUnavailable(MatrixError):
-    """The homeserver is away or asks for patience. `retry_after_s` is what it asked for, None when it did not say."""
+    """The homeserver is away or asks for patience. `retry_after_s` is what it asked for, None when it did not say.
 
-    def __init__(self, sentence: str, retry_after_s: float | None = None) -> None:
+    `unsent`: it is certain that it did nothing of what was asked.
+    """
+
+    def __init__(self, sentence: str, retry_after_s: float | None = None, *, unsent: bool = False) -> None:
         super().__init__(sentence)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.unsent = retry_after_s, unsent or retry_after_s is not None
 
 
 class MatrixRefused(MatrixError):

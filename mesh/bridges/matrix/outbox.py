@@ -18,56 +18,31 @@ from typing import Any, Final
 import structlog
 
 from mesh.bridges.matrix.content import LATER, resolve
-from mesh.bridges.matrix.errors import MatrixFull, MatrixLoggedOut, MatrixRefused, MatrixUnavailable
-from mesh.bridges.matrix.payload import encode, transaction_id
+from mesh.bridges.matrix.errors import MatrixLoggedOut, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.rows import Outcome, Outgoing, Rows
 from mesh.clock import Clock
 from mesh.store import Store
 from mesh.words import plain
 
 PRIMARY: Final = ""  # the account that speaks for everybody who has none of their own
-MAX_WAITING: Final = 20_000  # events of an account; more are refused, so that a dead homeserver cannot fill the disk
-KEPT: Final = 50_000  # done rows that are remembered, so that the same key stays the same event
-PRUNE_EVERY: Final = 1_000  # done rows between two prunings
 ROOMS_AT_ONCE: Final = 16  # requests of an account on their way: one a room; more only queue inside the homeserver
 SOON_S: Final = 10.0  # an account that is told to wait so long at most is waited for by the others of its rooms
 BACKOFF_S: Final = (0.5, 60.0)  # first and longest wait after a failure, doubling between
 MAX_RETRY_AFTER_S: Final = 600.0  # the longest that a homeserver's `retry_after_ms` is believed
 
-MATRIX_OUTBOX: Final = """
-    CREATE TABLE matrix_outbox (
-        n INTEGER PRIMARY KEY, account TEXT NOT NULL, speaker TEXT NOT NULL, key TEXT NOT NULL, txn TEXT NOT NULL,
-        room TEXT NOT NULL, kind TEXT NOT NULL, content TEXT, done_ms INTEGER, event_id TEXT, reason TEXT,
-        UNIQUE (speaker, key)
-    );
-    CREATE INDEX matrix_waiting ON matrix_outbox (account, room, n) WHERE done_ms IS NULL;
-    CREATE INDEX matrix_order ON matrix_outbox (room, n) WHERE done_ms IS NULL;
-"""
+TAKEN_BACK: Final = "it was taken back before it was sent"
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One event to send. `content` is JSON text; `txn` is the transaction id of every attempt."""
+class Pending:
+    """An event that waits. `in_flight`: the homeserver may have it already, so that only a redaction takes it back."""
 
-    n: int
-    account: str
     speaker: str
     key: str
-    txn: str
     room: str
-    kind: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How it ended: the event's id, or why it was given up."""
-
-    speaker: str
-    key: str
-    event_id: str | None
-    reason: str | None
+    in_flight: bool
 
 
 Deliver = Callable[[Outgoing], Awaitable[str]]
@@ -89,14 +64,14 @@ class Outbox:
     """Rows in, requests out. `on_done` is called within the transaction that notes an outcome."""
 
     def __init__(self, store: Store, clock: Clock, deliver: Deliver, on_done: Done | None = None) -> None:
-        self._store, self._clock, self._on_done = store, clock, on_done
+        self._store, self._rows, self._on_done = store, Rows(store, clock), on_done
         self._senders = dict[str, _Sender]()
         self.serve(PRIMARY, deliver)
         self._wake = asyncio.Event()
         self._busy = set[tuple[str, str]]()  # accounts in rooms
         self._moves = dict[str, asyncio.Event]()  # of rooms where somebody waits for another account
         self._ended: dict[tuple[str, str], asyncio.Event] = {}
-        self._since_pruning = 0
+        self._tried = self._rows.heads()  # what the homeserver may have: an earlier run could have sent these
 
     def serve(self, account: str, deliver: Deliver, on_void: Callable[[str], None] | None = None) -> None:
         """Have an account's rows sent by `deliver`; call it before `run`.
@@ -121,15 +96,7 @@ class Outbox:
 
         Raises BadContent for what a homeserver would call no JSON, MatrixFull when too much waits.
         """
-        if self.waiting(account) >= MAX_WAITING:
-            raise MatrixFull(f"{MAX_WAITING} events wait for a homeserver that is away; nothing more is taken")
-        row = (account, speaker, key, transaction_id(speaker, key), room, kind, encode(content))
-        put = self._store.insert(
-            "INSERT OR IGNORE INTO matrix_outbox (account, speaker, key, txn, room, kind, content) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            row,
-        )
-        return put is not None
+        return self._rows.put(account, speaker, room, kind, content, key)
 
     def wake(self) -> None:
         """Say that a transaction with `put` in it has committed."""
@@ -137,21 +104,41 @@ class Outbox:
 
     def waiting(self, account: str | None = None) -> int:
         """How many events are neither sent nor given up; of all accounts, or of one."""
-        whose, values = ("", ()) if account is None else (" AND account = ?", (account,))
-        found = self._store.one(f"SELECT count(*) FROM matrix_outbox WHERE done_ms IS NULL{whose}", values)  # noqa: S608
-        return int(found[0])
+        return self._rows.waiting(account)
 
     def is_busy(self, room: str) -> bool:
         """Whether anything waits to be sent in a room."""
-        return self._store.one("SELECT 1 FROM matrix_outbox WHERE room = ? AND done_ms IS NULL", (room,)) is not None
+        return self._rows.is_busy(room)
+
+    def pending(self, prefix: str) -> list[Pending]:
+        """What waits under keys that begin with `prefix`, of any speaker, in order."""
+        rows = self._rows.beginning(prefix)
+        return [Pending(row.speaker, row.key, row.room, row.n in self._tried) for row in rows]
+
+    def cancel(self, speaker: str, key: str) -> bool:
+        """Take back an event that waits, within a transaction; returns whether it is certain that nobody ever sees it.
+
+        False: it is not waiting, or the homeserver may have it already. Then put a redaction of `later(speaker, key)`,
+        which goes after it. What is taken back is not reported to `on_done`; what refers to it is as if it was refused.
+        """
+        row = self._rows.find(speaker, key)
+        return row is not None and self._cancel(row)
+
+    def cancel_prefix(self, prefix: str) -> list[Pending]:
+        """`cancel` all that waits under keys that begin with `prefix`; returns what the homeserver may have already."""
+        rows = self._rows.beginning(prefix)
+        return [Pending(row.speaker, row.key, row.room, in_flight=True) for row in rows if not self._cancel(row)]
+
+    def _cancel(self, row: Outgoing) -> bool:
+        if row.n in self._tried:
+            return False
+        self._rows.end(row, None, TAKEN_BACK)
+        self._tell(row)  # whoever is told looks after the transaction, and then at what it left
+        return True
 
     def outcome(self, speaker: str, key: str) -> Outcome | None:
         """How an event ended; None while it waits, or when it was never put."""
-        row = self._store.one(
-            "SELECT event_id, reason FROM matrix_outbox WHERE speaker = ? AND key = ? AND done_ms IS NOT NULL",
-            (speaker, key),
-        )
-        return Outcome(speaker, key, *row) if row else None
+        return self._rows.outcome(speaker, key)
 
     async def wait(self, speaker: str, key: str) -> Outcome:
         """Wait until an event that was put is sent or given up. Cancelling it changes nothing.
@@ -159,8 +146,8 @@ class Outbox:
         Raises MatrixLoggedOut when the login of its account is void: it is kept, and sent after a new login.
         """
         while (outcome := self.outcome(speaker, key)) is None:
-            waiting = self._waiting_row(speaker, key)
-            sender = self._senders.get(waiting[1]) if waiting else None
+            waiting = self._rows.find(speaker, key)
+            sender = self._senders.get(waiting.account) if waiting else None
             if sender and sender.rests:
                 raise MatrixLoggedOut("the account that this is for is logged out; log in again (mesh matrix)")
             await self._ended.setdefault((speaker, key), asyncio.Event()).wait()
@@ -169,41 +156,36 @@ class Outbox:
     async def run(self) -> None:
         """Send for ever. Raises MatrixLoggedOut (within an ExceptionGroup): nothing is lost."""
         self._busy.clear()
-        self._give_up_strays()
+        await self._give_up_strays()
         async with asyncio.TaskGroup() as group:
             while True:
                 self._wake.clear()
-                lanes = "SELECT DISTINCT account, room FROM matrix_outbox WHERE done_ms IS NULL"
-                for account, room in self._store.rows(lanes):
+                for account, room in self._rows.lanes():
                     if (account, room) not in self._busy and not self._rests(account):
                         self._busy.add((account, room))
                         group.create_task(self._drain(account, room), name=f"matrix room {room}")
                 await self._wake.wait()
 
-    def _give_up_strays(self) -> None:
+    async def _give_up_strays(self) -> None:
         """Give up what waits for accounts that are not used any more."""
-        for (account,) in self._store.rows("SELECT DISTINCT account FROM matrix_outbox WHERE done_ms IS NULL"):
-            while account not in self._senders and (row := self._first(account)):
-                reason = "the account of its own that would have said it is not used any more"
-                self._record(row, Outcome(row.speaker, row.key, None, reason))
+        reason = "the account of its own that would have said it is not used any more"
+        for account in self._rows.accounts():
+            while account not in self._senders and (rows := self._rows.some_of(account)):
+                with self._store.transaction():
+                    for row in rows:
+                        self._note(row, Outcome(row.speaker, row.key, None, reason))
+                for row in rows:
+                    self._tell(row)
+                await asyncio.sleep(0)  # others have their turn between two pages
 
     async def _drain(self, account: str, room: str) -> None:
         """Send what waits for one account in one room, one after the other."""
-        while not self._rests(account) and (row := self._first(account, room)):
+        while not self._rests(account) and (row := self._rows.first(account, room)):
             while self._must_wait(row):
                 await self._moves.setdefault(room, asyncio.Event()).wait()
             if outcome := await self._send(row):
                 self._record(row, outcome)
         self._busy.discard((account, room))
-
-    def _first(self, account: str, room: str | None = None) -> Outgoing | None:
-        where, values = (" AND room = ?", (account, room)) if room else ("", (account,))
-        row = self._store.one(
-            "SELECT n, account, speaker, key, txn, room, kind, content FROM matrix_outbox "  # noqa: S608 - our words
-            f"WHERE account = ? AND done_ms IS NULL{where} ORDER BY n LIMIT 1",
-            values,
-        )
-        return Outgoing(*row) if row else None
 
     def _rests(self, account: str) -> bool:
         sender = self._senders.get(account)
@@ -213,11 +195,8 @@ class Outbox:
         """Whether another account is to send before: what stands before in the room, or what the row refers to."""
         if len(self._senders) == 1 or self._senders[row.account].rests:
             return False
-        before = self._store.rows(
-            "SELECT DISTINCT account FROM matrix_outbox WHERE room = ? AND n < ? AND done_ms IS NULL AND account <> ?",
-            (row.room, row.n, row.account),
-        )
-        others = [self._senders[account] for (account,) in before if account in self._senders]
+        before = self._rows.others_before(row)
+        others = [self._senders[account] for account in before if account in self._senders]
         return any(not (one.stuck or one.rests) for one in others) or self._refers_to_what_waits(row)
 
     def _refers_to_what_waits(self, row: Outgoing) -> bool:
@@ -230,26 +209,24 @@ class Outbox:
             nonlocal awaited
             if outcome := self.outcome(speaker, key):
                 return outcome.event_id
-            waiting = self._waiting_row(speaker, key)
-            awaited = awaited or (waiting is not None and waiting[0] < row.n and not self._rests(waiting[1]))
+            other = self._rows.find(speaker, key)
+            awaited = awaited or (other is not None and other.n < row.n and not self._rests(other.account))
             return None
 
         return resolve(json.loads(row.content), lookup) is None and awaited
 
-    def _waiting_row(self, speaker: str, key: str) -> tuple[int, str] | None:
-        """Number and account of an event that waits."""
-        row = self._store.one(
-            "SELECT n, account FROM matrix_outbox WHERE speaker = ? AND key = ? AND done_ms IS NULL", (speaker, key)
-        )
-        return (row[0], row[1]) if row else None
-
     async def _send(self, row: Outgoing) -> Outcome | None:
-        """Try until it is sent or refused for good; None when the account's login is void, and others go on."""
+        """Try until it is sent or refused for good.
+
+        None when it was taken back meanwhile, or when the account's login is void, and others go on.
+        """
         sender, wait_s = self._senders[row.account], BACKOFF_S[0]
         while not sender.rests:
             try:
                 async with sender.slots:
-                    event_id = await sender.deliver(row)
+                    if not self._rows.is_waiting(row.n):
+                        return None
+                    event_id = await self._try(sender, row)
                 sender.stuck = False
                 return Outcome(row.speaker, row.key, event_id, None)
             except MatrixRefused as error:
@@ -271,6 +248,17 @@ class Outbox:
             wait_s = min(2 * wait_s, BACKOFF_S[1])
         return None
 
+    async def _try(self, sender: _Sender, row: Outgoing) -> str:
+        """One attempt, which notes whether the homeserver may have the event from now on."""
+        before = row.n in self._tried
+        self._tried.add(row.n)
+        try:
+            return await sender.deliver(row)
+        except MatrixUnavailable as error:
+            if error.unsent and not before:
+                self._tried.discard(row.n)
+            raise
+
     def _void(self, account: str, sender: _Sender, error: MatrixLoggedOut) -> None:
         """An account's login is void: the others go on, if it is not the one that all depend on."""
         if sender.on_void is None:
@@ -290,22 +278,18 @@ class Outbox:
 
     def _record(self, row: Outgoing, outcome: Outcome) -> None:
         with self._store.transaction():
-            self._store.execute(
-                "UPDATE matrix_outbox SET done_ms = ?, content = NULL, event_id = ?, reason = ? WHERE n = ?",
-                (self._clock(), outcome.event_id, outcome.reason, row.n),
-            )
-            if self._on_done:
-                self._on_done(outcome)
-            self._since_pruning += 1
-            if self._since_pruning >= PRUNE_EVERY:
-                self._prune()
+            self._note(row, outcome)
+        self._tell(row)
+
+    def _note(self, row: Outgoing, outcome: Outcome) -> None:
+        """Note how a row ended, and report it, within a transaction."""
+        self._rows.end(row, outcome.event_id, outcome.reason)
+        if self._on_done:
+            self._on_done(outcome)
+
+    def _tell(self, row: Outgoing) -> None:
+        """Have everybody look again who waits for a row's end."""
+        self._tried.discard(row.n)
         self._move(row.room)
         if ended := self._ended.pop((row.speaker, row.key), None):
             ended.set()
-
-    def _prune(self) -> None:
-        self._since_pruning = 0
-        self._store.execute(
-            "DELETE FROM matrix_outbox WHERE done_ms IS NOT NULL AND n <= (SELECT max(n) FROM matrix_outbox) - ?",
-            (KEPT,),
-        )

@@ -14,6 +14,7 @@ from mesh.clock import Clock
 from mesh.store import Store
 
 MAX_WAITING: Final = 20_000  # events of an account; more are refused, so that a dead homeserver cannot fill the disk
+PAGE: Final = 500  # rows that are read at once: 30 MB of words at worst
 KEPT: Final = 50_000  # done rows that are remembered, so that the same key stays the same event
 PRUNE_EVERY: Final = 1_000  # done rows between two prunings
 
@@ -97,7 +98,10 @@ class Rows:
 
     def accounts(self) -> list[str]:
         """Whose rows wait."""
-        return [account for (account,) in self._store.rows("SELECT DISTINCT account FROM matrix_outbox WHERE done_ms IS NULL")]
+        return [
+            account
+            for (account,) in self._store.rows("SELECT DISTINCT account FROM matrix_outbox WHERE done_ms IS NULL")
+        ]
 
     def lanes(self) -> list[tuple[str, str]]:
         """The accounts and rooms where rows wait."""
@@ -118,9 +122,10 @@ class Rows:
         row = self._store.one(f"{ROW} AND speaker = ? AND key = ?", (speaker, key))
         return Outgoing(*row) if row else None
 
-    def all_of(self, account: str) -> list[Outgoing]:
-        """All that waits for an account, in order."""
-        return [Outgoing(*row) for row in self._store.rows(f"{ROW} AND account = ? ORDER BY n", (account,))]
+    def some_of(self, account: str) -> list[Outgoing]:
+        """The first PAGE rows that wait for an account."""
+        rows = self._store.rows(f"{ROW} AND account = ? ORDER BY n LIMIT ?", (account, PAGE))
+        return [Outgoing(*row) for row in rows]
 
     def beginning(self, prefix: str) -> list[Outgoing]:
         """All that waits under keys that begin so, of any speaker, in order."""
@@ -135,7 +140,7 @@ class Rows:
         )
         return [account for (account,) in found]
 
-    def end(self, row: Outgoing, event_id: str | None, reason: str | None) -> Outcome:
+    def end(self, row: Outgoing, event_id: str | None, reason: str | None) -> None:
         """Note how a row ended, and forget what it said."""
         self._store.execute(
             "UPDATE matrix_outbox SET done_ms = ?, content = NULL, event_id = ?, reason = ? WHERE n = ?",
@@ -148,4 +153,3 @@ class Rows:
                 "DELETE FROM matrix_outbox WHERE done_ms IS NOT NULL AND n <= (SELECT max(n) FROM matrix_outbox) - ?",
                 (KEPT,),
             )
-        return Outcome(row.speaker, row.key, event_id, reason)

@@ -3,7 +3,7 @@
 from typing import Final
 
 from mesh.bridges.matrix.inbox import MATRIX_INBOX
-from mesh.bridges.matrix.outbox import MATRIX_OUTBOX
+from mesh.bridges.matrix.rows import MATRIX_OUTBOX
 from mesh.bridges.matrix.sealed import MATRIX_SEALED
 
 MATRIX_PROFILES: Final = """
