@@ -164,9 +164,7 @@ class Bridge:
             self._tell(f"{outcome.speaker} could not say something in a room: {outcome.reason}")
         elif found is not None and found[1] != GONE:
             act, _, room = found
-            entry = find(self._store, act)
-            target = act if entry is None or entry.act.kind != "edit" else entry.act.refs[0]
-            self.tables.note(Known(outcome.event_id, room, target, outcome.speaker, None))
+            self.tables.note(Known(outcome.event_id, room, act, outcome.speaker, None))
 
     def lost(self, em: str, reason: str) -> None:
         """An em's own account is logged out."""

@@ -89,9 +89,8 @@ class Outward:
     def drop_draft(self, act: bytes) -> bool:
         """Take back the words so far of an act that is never said. Within a transaction."""
         found = self.tables.drafts(act)
-        for room, em, _ in found:
-            content = redaction(later(em, key(act, FIRST, room)), "it was not said after all")
-            self.port.put(self.who(em), room, REDACTION, content, key(act, GONE, room))
+        for room, _, _ in found:
+            self._take_back(room, act, "it was not said after all", key(act, GONE, room))
             self.tables.end_draft(act, room)
         return bool(found)
 
@@ -109,7 +108,7 @@ class Outward:
         if name and not self.port.caps.separate_identities:
             speaker = Speaker(voice, name)  # the port puts the name before the words
         if act.kind == "redact":
-            return self._redact(room, act)
+            return self._take_back(room, act.refs[0], act.text, key(act.id, GONE, room))
         if act.kind in {"edit", "react"}:
             target = self._event(act.refs[0], room) if act.refs else None
             if target is None:
@@ -120,7 +119,7 @@ class Outward:
             if target.speaker != voice:
                 return False
             content = edit(target.event_id, self._message(room, act, act.text, relayed=name))
-            return self.port.put(speaker, room, MESSAGE, content, key(act.id, FIRST, room))
+            return self.port.put(speaker, room, MESSAGE, content, key(act.refs[0], act.id.hex(), room))
         text = act.text if act.kind in SAID else f"({act.kind}) {act.text}"
         content = self._message(room, act, text, relayed=name)
         if self.tables.end_draft(act.id, room):
@@ -130,16 +129,15 @@ class Outward:
             return self.port.put(speaker, room, MESSAGE, new, key(act.id, LAST, room))
         return self.port.put(speaker, room, MESSAGE, content, key(act.id, FIRST, room))
 
-    def _redact(self, room: str, act: Act) -> bool:
-        """Take back every event that an act of ours and its edits were, in one room."""
-        known = self.tables.events(act.refs[0], room) if act.refs else []
-        gone = [(one.speaker, one.event_id) for one in known if one.speaker]
-        if not known and act.refs and self.tables.sits(act.author, room):
-            gone = [(act.author, later(act.author, key(act.refs[0], FIRST, room)))]  # said, and not sent yet
+    def _take_back(self, room: str, act: bytes, reason: str, name: str) -> bool:
+        """Take back every event that an act and its edits are in one room, or would have been."""
+        on_the_way = [one for one in self.port.outbox.cancel_prefix(f"{act.hex()}/") if one.room == room]
+        gone = [(known.speaker, known.event_id) for known in self.tables.events(act, room) if known.speaker]
+        gone += [(one.speaker, later(one.speaker, one.key)) for one in on_the_way]
         put = False
         for speaker, event_id in gone:
-            name = f"{key(act.id, GONE, room)}/{event_id}"
-            put |= self.port.put(self.who(speaker), room, REDACTION, redaction(event_id, act.text), name)
+            content = redaction(event_id, reason)
+            put |= self.port.put(self.who(speaker), room, REDACTION, content, f"{name}/{event_id}")
         return put
 
     def _came_from(self, act: Act, room: str) -> bool:
@@ -186,13 +184,22 @@ class Outward:
         for _ in range(MAX_CHAIN):
             entry = self.find(act)
             if entry is None or entry.act.kind != "react" or not entry.act.refs:
-                found = self.tables.events(act, room)
-                return found[0] if found else None
+                return self._standing(act, room)
             act = entry.act.refs[0]
             tried = self.find(act) if entry.act.body.get("do") == RETRY else None
             if tried and tried.act.refs:
                 act = tried.act.refs[0]
         return None
+
+    def _standing(self, act: bytes, room: str) -> Known | None:
+        """The first event of an act in a room, or the one that waits to be sent."""
+        found = self.tables.events(act, room)
+        if found:
+            return found[0]
+        waiting = self.port.outbox.pending(key(act, FIRST, room))
+        return (
+            Known(later(waiting[0].speaker, waiting[0].key), room, act, waiting[0].speaker, None) if waiting else None
+        )
 
 
 def key(act: bytes, part: str, room: str) -> str:

@@ -16,6 +16,7 @@ from matrix_rig import Human, new_session, new_way, person
 from nio import RoomPreset
 
 from mesh.bridges.matrix.content import MARK
+from mesh.bridges.matrix.errors import MatrixRefused
 from mesh.bridges.matrix.port import MESSAGE, REACTION
 from mesh.bridges.matrix.registration import Registration
 from mesh.bus.memory import MemoryBroker
@@ -454,3 +455,64 @@ async def test_talk_and_pictures_in_an_encrypted_room(world: Bridged, tmp_path: 
             assert [event.decrypted for event in spoken] == [True] * 4
     finally:
         await mara.client.close()
+
+
+async def test_what_comes_in_one_breath_is_all_honoured(world: Bridged, human: Human) -> None:
+    """While the node is down a message is said, edited and another redacted: it catches up with all of that at once."""
+    async with world.up(Scripted(["Yes."])):
+        room = await tea(world, human)
+        await human.say(room, "hello ada")
+        await idle(world)
+    wrong = await human.say(room, "ada, it is munday")
+    await human.say(room, "* ada, it is monday", **edited(wrong, "ada, it is monday"))
+    secret = await human.say(room, "bob, the cake is under the bed")
+    await human.client.room_redact(room, secret)
+    model = Scripted(["Indeed."])
+    async with world.up(model) as bridge:
+        await said(human, room, body(bridge, "ada", "Indeed."))
+        await idle(world)
+        await human.say(room, "what day is it, ada")
+        await until(lambda: "what day is it, ada" in str(model.requests[-1].turns))
+        prompt = str(model.requests[-1].turns)
+        assert "it is monday" in prompt
+        assert "munday" not in prompt
+        assert "cake" not in prompt + str(acts(world))
+
+
+async def test_what_is_redacted_before_it_was_sent_is_never_seen(world: Bridged, human: Human) -> None:
+    """A reply that waits for its room is taken back: nobody reads it, and an edit of it neither."""
+    async with world.up(Scripted(["Secret."])) as bridge:
+        room = await tea(world, human)
+        bridge.port.outbox.wake = lambda: None  # nothing more is sent from now on
+        await human.say(room, "hello ada")
+        await until(lambda: ("say", "ada", "Secret.") in acts(world))
+        await world.here.redact(act(world, "Secret.").id, "no")
+        await until(lambda: ("redact", "ada", "no") in acts(world))
+        assert bridge.port.outbox.waiting() == 0
+    async with world.up(Scripted(["Open."])) as bridge:
+        await human.say(room, "hello again, ada")
+        await said(human, room, body(bridge, "ada", "Open."))
+        assert "Secret" not in str(await human.events(room))
+
+
+async def test_two_kinds_of_rooms_do_not_share_a_basin(world: Bridged, human: Human) -> None:
+    """What is said in an encrypted room would be read in an open one: the second is refused, whichever it is."""
+    async with world.up(Scripted([])) as bridge:
+        await tea(world, human)
+        sealed_room = await human.room(preset=RoomPreset.public_chat, initial_state=[sealing.SEALING])
+        with pytest.raises(MatrixRefused, match="one kind only"):
+            await bridge.lobby.join(sealed_room, "tea", None)
+
+
+async def test_nobody_presses_a_button_for_ever(world: Bridged, human: Human) -> None:
+    """Reactions that have an em go on spend what the talk had; when that is gone, only words begin anew."""
+    model = Scripted(["More."])
+    world.budget("tea", hops=6, acts=4)
+    async with world.up(model) as bridge:
+        room = await tea(world, human)
+        await human.say(room, "hello ada")
+        reply = (await said(human, room, body(bridge, "ada", "More.")))[-1]
+        for number in range(8):
+            await react(human, room, reply["event_id"], "▶️" + "\ufe0f" * (number % 2) + " " * number)
+        await idle(world)
+        assert 2 <= len(model.requests) <= 4

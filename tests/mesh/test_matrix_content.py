@@ -27,7 +27,7 @@ from mesh.bridges.matrix.content import (
     resolve,
     size,
 )
-from mesh.bridges.matrix.outbox import encode
+from mesh.bridges.matrix.payload import encode
 from mesh.bridges.matrix.reading import Heard, read, read_mark, to_text
 
 TAGS = {

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from no_homeserver import OWNER, ROOM, Alone, alone, said
 
-from mesh.bridges.matrix import outbox
+from mesh.bridges.matrix import outbox, rows
 from mesh.bridges.matrix.content import BOUNCE, CUT, MARK, MAX_CONTENT, size
 from mesh.bridges.matrix.errors import MatrixRefused, MatrixUnavailable
 from mesh.entries import recent
@@ -87,11 +87,11 @@ async def test_a_persons_relayed_words_are_marked_as_such_and_an_ems_as_a_machin
 
 async def test_a_full_outbox_takes_nothing_down(world: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a dead homeserver has filled it, ems talk on; what they say is not shown, and a person is told."""
-    monkeypatch.setattr(outbox, "MAX_WAITING", 0)
+    monkeypatch.setattr(rows, "MAX_WAITING", 0)
     await world.here.say("tea", "hello ada", [])
     await until(lambda: "A reply of an em." in texts(world))
     assert any("cannot be shown" in problem for problem in world.bridge.problems)
-    monkeypatch.setattr(outbox, "MAX_WAITING", 10)
+    monkeypatch.setattr(rows, "MAX_WAITING", 10)
     await world.here.say("tea", "and now, bob", [])
     await world.idle()
     assert shown(world)[0]["body"].endswith("and now, bob")
@@ -105,12 +105,12 @@ async def test_a_full_outbox_stops_no_em_that_is_shown_while_it_writes(
     async with alone(tmp_path, Slow([*STORY, go_on, "end."])) as world:
         await world.here.say("tea", "hello ada", [])
         await until(lambda: world.bridge.port.outbox.waiting() == 0 and len(shown(world)) > 1)
-        monkeypatch.setattr(outbox, "MAX_WAITING", 0)
+        monkeypatch.setattr(rows, "MAX_WAITING", 0)
         await until(lambda: world.bridge.tables.drafts(drafted(world)))
         await world.here.say("tea", "enough", [], kind="cancel")
         await until(lambda: not world.here.runtime.speaking())
         assert any("after all" in problem for problem in world.bridge.problems)
-        monkeypatch.setattr(outbox, "MAX_WAITING", 10)
+        monkeypatch.setattr(rows, "MAX_WAITING", 10)
         go_on.set()
         await world.here.say("tea", "bob?", [])
         await until(lambda: any(text.endswith("end.") for text in texts(world)))

@@ -215,7 +215,7 @@ class Account(Speaking):
 
         The first time ever, without a place, only open invitations count: what was said before is not for us.
         """
-        await self.crypto.resume(self._me)
+        await self.crypto.fleet.resume(self._me)
         since = self.inbox.cursor(self._me)
         query = {"filter": FILTER, "timeout": str(POLL_MS if self.ready.is_set() else 0)} | (
             {"since": since} if since else {}
@@ -237,21 +237,27 @@ class Account(Speaking):
                 if since:
                     found += await self._heard(room, part, since)
         await self.crypto.notice(found)
+        self.crypto.open_heard(self._me)  # before what is new, and not what this sync takes back
         heard = [event for event in found if event.sender != self._me]
         new = self.inbox.take(await self.crypto.opened(heard, catch_up=False), (self._me, place))
         if not new and place == since and asyncio.get_running_loop().time() - begun < EARLY_S:
             await asyncio.sleep(EARLY_S)
 
     def _invitations(self, answer: Mapping[str, Any], since: str | None) -> Iterator[Inbound]:
-        """Invitations of this account. What the homeserver gives no id gets one that a repetition has as well."""
+        """Invitations of this account. What the homeserver gives no id gets one that a repetition has as well.
+
+        What the inviting server says of the room comes first, and may hold anything; the invitation itself, which our
+        homeserver has checked, it puts at the end.
+        """
         for room, part in _rooms(answer, "invite"):
-            for raw in _events(part, "invite_state"):
-                if raw.get("type") == MEMBER and raw.get("state_key") == self._me:
-                    whole = f"{self._me} {room} {since}".encode("utf-8", "replace")
-                    made_up = hashlib.blake2b(whole, digest_size=16).hexdigest()
-                    event = parse_event({"event_id": f"invite:{made_up}"} | raw | {"room_id": room}, "account")
-                    if event:
-                        yield event
+            shown = _events(part, "invite_state")
+            last = [raw for raw in shown if raw.get("type") == MEMBER and raw.get("state_key") == self._me][-1:]
+            for raw in last:
+                whole = f"{self._me} {room} {since}".encode("utf-8", "replace")
+                made_up = hashlib.blake2b(whole, digest_size=16).hexdigest()
+                event = parse_event({"event_id": f"invite:{made_up}"} | raw | {"room_id": room}, "account")
+                if event and event.content.get("membership") == "invite":
+                    yield event
 
     async def _heard(self, room: str, part: Mapping[str, Any], since: str) -> list[Inbound]:
         """What a room said since, oldest first, from our joining on."""

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 TIMEOUT_S: Final = 30.0  # of a request; a sync waits its own time on top
 UPLOAD_TIMEOUT_S: Final = 120.0
 DOWNLOAD_TIMEOUT_S: Final = 60.0
-MOVED: Final = frozenset({301, 302, 307, 308})
-MAX_MOVES: Final = 2  # requests for a file: the homeserver, and where it sends us on to
 CONNECT_S: Final = 10.0
 MAX_ANSWER: Final = 64 * 1024 * 1024  # bytes; a first sync of many rooms is long, and nothing honest is longer
 OK: Final = 200
@@ -85,6 +83,8 @@ class Api:
                 method, url, data=data, headers=headers | {"Content-Type": mime}, timeout=limits, allow_redirects=False
             ) as response:
                 return _judged(response.status, await _body(response))
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise MatrixUnavailable(f"the homeserver is not there: {type(error).__name__}", unsent=True) from error
         except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError) as error:
             raise MatrixUnavailable(f"the homeserver did not answer: {type(error).__name__}") from error
 
@@ -93,25 +93,21 @@ class Api:
     ) -> tuple[bytes, str]:
         """Get a file of at most `limit` bytes below `/_matrix/`; returns it with the type that the homeserver says.
 
-        A homeserver may send us on to where its files lie; our token does not go there. Raises as `call` does, and
-        MatrixRefused with code TOO_LARGE when the file is longer: no more of it than that is read.
+        Nobody sends us on to other addresses. Raises as `call` does, and MatrixRefused with code TOO_LARGE when the
+        file is longer: no more of it than that is read.
         """
         import aiohttp
 
-        url: Any = self._url(path, {}, acting)
+        url = self._url(path, {}, acting)
         limits = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
         headers = {"Authorization": f"Bearer {self._access.token}"}
         try:
-            for _ in range(MAX_MOVES):
-                get = self._opened().get(url, headers=headers, timeout=limits, allow_redirects=False)
-                async with get as response:
-                    if response.status == OK:
-                        return _whole(await _read(response, limit), limit), response.content_type
-                    if response.status not in MOVED:
-                        _judged(response.status, await _body(response))
-                        break
-                    url, headers = _moved(url, response.headers.get("Location", "")), {}
-        except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError, ValueError) as error:
+            get = self._opened().get(url, headers=headers, timeout=limits, allow_redirects=False)
+            async with get as response:
+                if response.status == OK:
+                    return _whole(await _read(response, limit), limit), response.content_type
+                _judged(response.status, await _body(response))
+        except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError) as error:
             raise MatrixUnavailable(f"the homeserver did not answer: {type(error).__name__}") from error
         raise MatrixUnavailable("the homeserver's answer is no file")
 
@@ -138,16 +134,6 @@ class Api:
         if self._session:
             await self._session.close()
             self._session = None
-
-
-def _moved(url: Any, location: str) -> Any:  # noqa: ANN401 - yarl's URLs
-    """Where a homeserver sends us on to: to itself, or safely elsewhere. Raises ValueError for all others."""
-    from yarl import URL
-
-    target = url.join(URL(location))
-    if target.scheme != "https" and target.origin() != url.origin():
-        raise ValueError("no safe address")
-    return target
 
 
 def _whole(data: bytes | None, limit: int) -> bytes:
@@ -197,7 +183,7 @@ def _judged(status: int, body: bytes) -> dict[str, Any]:
     if not isinstance(code, str) or status >= SERVER_ERRORS or status < OK + 200:
         raise MatrixUnavailable(told)  # no Matrix error: a proxy, or a homeserver that is starting
     if status in {TOO_MANY, REQUEST_TIMEOUT} or code in HEALING:
-        raise MatrixUnavailable(told, _patience(answer or {}))
+        raise MatrixUnavailable(told, _patience(answer or {}), unsent=status != REQUEST_TIMEOUT)
     if code in LOGGED_OUT:
         raise MatrixLoggedOut("the homeserver does not know the access token any more; log in again (mesh matrix)")
     raise MatrixRefused(told, code, status)

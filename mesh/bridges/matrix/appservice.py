@@ -84,10 +84,10 @@ class AppService(Speaking):
     async def run(self) -> None:
         """Receive and send until cancelled. Raises MatrixError when the port is taken, MatrixLoggedOut (in a group)."""
         try:
-            await self.crypto.begin()
+            await self.crypto.fleet.begin()
             self._is_away = True  # for all that we know
             async with self._serving(), asyncio.TaskGroup() as group:
-                group.create_task(self.crypto.run(), name="matrix devices")
+                group.create_task(self.crypto.fleet.run(), name="matrix devices")
                 group.create_task(self.outbox.run(), name="matrix outbox")
                 group.create_task(self._nudge(), name="matrix nudge")
         finally:

@@ -22,7 +22,6 @@ from mesh.store import Store
 
 CLIENT: Final = ("client", "v3")
 JOIN_TIMEOUT_S: Final = 120.0  # joining through federation takes long
-CLEAR_MS: Final = 10_000  # how long a room that was not encrypted is believed to be so still, unless an event says else
 MAX_UPLOAD: Final = 50 * 1024 * 1024  # bytes: what homeservers usually take
 
 
@@ -55,7 +54,6 @@ class Speaking(Calls):
         self._api, self._store, self._clock = api, store, clock
         self.crypto = Crypto(api, store, self.inbox, keys or store.path.parent / "matrix", self)
         self.missed = asyncio.Event()
-        self._clear: dict[str, int] = {}  # rooms that were not encrypted when asked last, and when that was
 
     @abstractmethod
     def owns(self, user_id: str) -> bool:
@@ -115,16 +113,24 @@ class Speaking(Calls):
 
         Sealing the same content again gives another ciphertext; the transaction id makes it the same event still.
         """
-        acting = await self._acting(row.speaker)
-        content = self._resolved(row.content)
-        if row.kind == REDACTION:
-            return await self._redact(row, content, acting)
-        kind = row.kind
+        try:
+            acting = await self._acting(row.speaker)
+            path, content = await self._prepared(row, acting)
+        except MatrixUnavailable as error:
+            error.unsent = True
+            raise
+        return _event_id(await self._api.call("PUT", path, content, acting=acting))
+
+    async def _prepared(self, row: Outgoing, acting: As | None) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+        """The path and body of the request that sends a row."""
+        content, kind, room = self._resolved(row.content), row.kind, (*CLIENT, "rooms", row.room)
+        if kind == REDACTION:
+            told = "reason" in content and not await self._is_encrypted(row.room, acting)  # a reason goes in clear
+            return (*room, "redact", content["redacts"], row.txn), {"reason": content["reason"]} if told else {}
         if kind != REACTION and await self._is_encrypted(row.room, acting):
             user = self.user_id(row.speaker)
             kind, content = ENCRYPTED, await self.crypto.seal(user, row.room, acting, kind, content)
-        path = (*CLIENT, "rooms", row.room, "send", kind, row.txn)
-        return _event_id(await self._api.call("PUT", path, content, acting=acting))
+        return (*room, "send", kind, row.txn), content
 
     def _resolved(self, text: str) -> dict[str, Any]:
         """A row's content with the ids of what it refers to; the same at every attempt, since those are settled."""
@@ -138,23 +144,15 @@ class Speaking(Calls):
             raise MatrixRefused("what it refers to was never sent", "NOTHING_TO_REFER_TO", 0)
         return content
 
-    async def _redact(self, row: Outgoing, content: Mapping[str, Any], acting: As | None) -> str:
-        reason = {"reason": content["reason"]} if isinstance(content.get("reason"), str) else {}
-        path = (*CLIENT, "rooms", row.room, "redact", content["redacts"], row.txn)
-        return _event_id(await self._api.call("PUT", path, reason, acting=acting))
-
     async def _is_encrypted(self, room: str, acting: As | None) -> bool:
-        """Whether a room is encrypted: what was heard, or else what the homeserver says."""
+        """Whether a room is encrypted: what was heard, or else what the homeserver says, each time: it may change."""
         if self.inbox.is_encrypted(room):
             return True
-        if self._clock() - self._clear.get(room, -CLEAR_MS) < CLEAR_MS:
-            return False
         try:
             await self._api.call("GET", (*CLIENT, "rooms", room, "state", "m.room.encryption", ""), acting=acting)
         except MatrixRefused as error:
             if error.code != "M_NOT_FOUND":
                 raise
-            self._clear[room] = self._clock()
             return False
         self.inbox.note_encrypted([room])
         return True
@@ -234,6 +232,8 @@ def _check(kind: str, content: Mapping[str, Any]) -> None:
     """Refuse what could not be sent later. Raises BadContent."""
     if kind == REDACTION and not isinstance(content.get("redacts"), str):
         raise BadContent("a redaction says in `redacts` which event it takes back")
+    if kind == REDACTION and not isinstance(content.get("reason", ""), str):
+        raise BadContent("a redaction's `reason` is a text")
     if kind == MESSAGE and not (isinstance(content.get("body"), str) and isinstance(content.get("msgtype"), str)):
         raise BadContent("a message has a `msgtype` and a `body`")
     try:

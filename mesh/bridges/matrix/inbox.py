@@ -7,8 +7,9 @@ that came sealed (encrypted, and nobody had the key) comes a second time when so
 
 import asyncio
 import json
+import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Self, TypeGuard, cast
 
@@ -23,7 +24,7 @@ KEPT: Final = 100_000  # ids of handled events that are remembered, about 10 MB;
 PRUNE_EVERY: Final = 1_000  # handled events between two prunings
 PAGE: Final = 64  # events read from the database at once
 MAX_ID: Final = 255  # bytes of an event, room or user id (Matrix specification, appendix "identifiers")
-MAX_TYPE: Final = 255  # bytes of an event's type
+USER: Final = re.compile(r"@[^:]+:.+")  # nobody is taken for an em, whose names have no such form
 MAX_AGE_MS: Final = 2**53  # timestamps are integers that JSON carries exactly
 MAX_EVENT: Final = 512 * 1024  # characters of an event's content: 64 KiB by specification, escaped at worst
 
@@ -38,6 +39,8 @@ MATRIX_INBOX: Final = """
 """
 
 SEALED: Final = "m.room.encrypted"  # the kind of an event that nobody opened yet
+REDACTION: Final = "m.room.redaction"
+SHUT: Final = 2  # as `sealed`, which is else 0 or 1: it came sealed, and is never taken opened
 
 Way = Literal["appservice", "account"]
 
@@ -86,17 +89,19 @@ class Inbox:
 
         Raises MatrixFull when too much waits: then nothing was taken. Raises StoreFailed.
         """
+        events = list(events)
+        gone = {(event.room, event.redacts) for event in events if event.kind == REDACTION}
         if self.waiting() >= MAX_NEW:
             raise MatrixFull(f"{MAX_NEW} events from Matrix wait to be handled; no more are taken until some are")
         with self._store.transaction():
-            new = sum(self._insert(event) for event in events)
+            new = sum(self._insert(event, gone=gone) for event in events)
             if cursor:
                 self._store.execute("INSERT OR REPLACE INTO matrix_cursors VALUES (?, ?)", cursor)
         if new:
             self._arrived.set()
         return new
 
-    def _insert(self, event: Inbound) -> bool:
+    def _insert(self, event: Inbound, *, gone: Collection[tuple[str, str | None]]) -> bool:
         if event.kind == "m.room.encryption" and event.state_key == "":
             self._store.execute("INSERT OR IGNORE INTO matrix_encrypted VALUES (?)", (event.room,))
         if self._ours(event.sender):
@@ -109,7 +114,15 @@ class Inbox:
         ):
             return True
         sql = "INSERT OR IGNORE INTO matrix_inbox (event_id, way, event, sealed) VALUES (?, ?, ?, ?)"
-        return self._store.insert(sql, (event.event_id, event.way, _dump(event), sealed)) is not None
+        state = SHUT if sealed and (event.room, event.event_id) in gone else int(sealed)
+        return self._store.insert(sql, (event.event_id, event.way, _dump(event), state)) is not None
+
+    def shut(self, event_id: str) -> None:
+        """Never take a sealed event opened: somebody took it back."""
+        with self._store.transaction():
+            self._store.execute(
+                "UPDATE matrix_inbox SET sealed = ? WHERE event_id = ? AND sealed = 1", (SHUT, event_id)
+            )
 
     def knows(self, event: Inbound) -> bool:
         """Whether an event came before, as far as is remembered."""
@@ -138,7 +151,7 @@ class Inbox:
         """Note an event as handled, and forget what it said. Call it within a transaction, once an event."""
         changed = self._store.execute(
             "UPDATE matrix_inbox SET handled_ms = ?, event = NULL "
-            "WHERE event_id = ? AND sealed = ? AND handled_ms IS NULL",
+            "WHERE event_id = ? AND (sealed > 0) = ? AND handled_ms IS NULL",
             (self._clock(), event.event_id, event.kind == SEALED),
         )
         self._marked += changed
@@ -196,13 +209,15 @@ def parse_event(raw: object, way: Way, room: str | None = None) -> Inbound | Non
     identity, sender, kind = event.get("event_id"), event.get("sender"), event.get("type")
     place, content = event.get("room_id", room), event.get("content")
     at, state = event.get("origin_server_ts"), event.get("state_key")
-    if not (_is_id(identity) and _is_id(sender) and _is_id(place) and _is_id(kind)) or (room and place != room):
+    if not (_is_id(identity) and _is_id(sender) and USER.fullmatch(sender) and _is_id(place) and _is_id(kind)) or (
+        room and place != room
+    ):
         return None
     if not isinstance(content, dict) or not (state is None or (isinstance(state, str) and _fits(state))):
         return None
     at_ms = at if type(at) is int and 0 <= at < MAX_AGE_MS else 0
     inside = cast("dict[str, Any]", content)
-    redacts = inside.get("redacts", event.get("redacts")) if kind == "m.room.redaction" else None
+    redacts = inside.get("redacts", event.get("redacts")) if kind == REDACTION else None
     before = _previous(event) if state is not None else None
     found = Inbound(
         identity, place, sender, kind, inside, at_ms, way, state, redacts if _is_id(redacts) else None, before

@@ -64,10 +64,15 @@ class Sealed:
         sql = "SELECT event FROM matrix_sealed WHERE room = ? AND session = ? ORDER BY n"
         return [Inbound(**json.loads(text)) for (text,) in self._store.rows(sql, (room, session))]
 
-    def forget(self, events: Iterable[Inbound]) -> None:
+    def holds(self, event_id: str, room: str) -> bool:
+        """Whether an event of a room waits."""
+        row = self._store.one("SELECT 1 FROM matrix_sealed WHERE event_id = ? AND room = ?", (event_id, room))
+        return row is not None
+
+    def forget(self, event_ids: Iterable[str]) -> None:
         """These events wait no more."""
         with self._store.transaction():
-            self._store.many("DELETE FROM matrix_sealed WHERE event_id = ?", [(event.event_id,) for event in events])
+            self._store.many("DELETE FROM matrix_sealed WHERE event_id = ?", [(one,) for one in event_ids])
 
     def is_first(self, session: str, number: int, event_id: str) -> bool:
         """Whether no other event had this place in a session: a homeserver could serve old words as new ones."""

@@ -7,7 +7,7 @@ what is its own. A login that turns out void silences its speaker and nobody els
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final, cast
 
 import structlog
 
@@ -15,11 +15,13 @@ from mesh.bridges.matrix.account import Account
 from mesh.bridges.matrix.api import Api, As
 from mesh.bridges.matrix.appservice import AppService
 from mesh.bridges.matrix.calls import Calls
-from mesh.bridges.matrix.errors import MatrixLoggedOut
+from mesh.bridges.matrix.errors import MatrixError, MatrixLoggedOut, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbox
-from mesh.bridges.matrix.outbox import Outbox
+from mesh.bridges.matrix.outbox import Outbox, Outgoing
 from mesh.bridges.matrix.port import Caps, Speaker
 from mesh.words import plain
+
+BACKOFF_S: Final = (1.0, 60.0)  # first and longest wait before an account that failed listens again, doubling between
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +41,7 @@ class Several(Calls):
         self.lost: dict[str, str] = {}
         self.inbox.leave_out(self.owns)
         for key, account in own.items():
-            self.outbox.serve(key, account.deliver, partial(self._lose, key))
+            self.outbox.serve(key, partial(_deliver, account), partial(self._lose, key))
 
     @property
     def caps(self) -> Caps:
@@ -78,11 +80,22 @@ class Several(Calls):
             group.create_task(self._primary.run(), name="matrix primary")
 
     async def _run_own(self, key: str, account: Account) -> None:
-        try:
-            await account.run()
-        except* MatrixLoggedOut as errors:
-            self.outbox.rest(key)
-            self._lose(key, _first(errors))
+        """Have an account listen until its login turns out void. Whatever else goes wrong is its own trouble."""
+        wait_s = BACKOFF_S[0]
+        while True:
+            begun = asyncio.get_running_loop().time()
+            try:
+                await account.run()
+            except Exception as error:
+                if void := _find(error, MatrixLoggedOut):
+                    self.outbox.rest(key)
+                    self._lose(key, plain(str(void)))
+                    return
+                log.exception("an account of its own hears nothing just now; trying again", speaker=key)
+            if asyncio.get_running_loop().time() - begun > BACKOFF_S[1]:
+                wait_s = BACKOFF_S[0]
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, BACKOFF_S[1])
 
     def _lose(self, key: str, reason: str) -> None:
         if key in self.lost:
@@ -147,9 +160,20 @@ class Several(Calls):
         return await self.of(speaker).upload(speaker, data, mime, name)
 
 
-def _first(errors: ExceptionGroup[MatrixLoggedOut]) -> str:
-    """What the first of these errors says."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return plain(str(error))
+async def _deliver(account: Account, row: Outgoing) -> str:
+    """One attempt to send a row of an account of its own: what goes wrong there does not end the sending of others."""
+    try:
+        return await account.deliver(row)
+    except MatrixError:
+        raise
+    except Exception as error:
+        log.exception("an account of its own cannot send just now; trying again", speaker=row.speaker)
+        raise MatrixUnavailable(f"it could not be sent: {type(error).__name__}") from error
+
+
+def _find(error: BaseException, kind: type[MatrixLoggedOut]) -> MatrixLoggedOut | None:
+    """An error of a kind, if there is one within groups."""
+    if isinstance(error, BaseExceptionGroup):
+        parts = cast("tuple[BaseException, ...]", error.exceptions)
+        return next((found for part in parts if (found := _find(part, kind))), None)
+    return error if isinstance(error, kind) else None
