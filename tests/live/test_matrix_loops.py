@@ -278,3 +278,22 @@ async def test_ems_of_one_node_in_two_rooms_of_a_basin_do_not_echo(
             for room in rooms:
                 shown = [event for event in await messages(human, room) if event["content"]["msgtype"] != "m.notice"]
                 assert len(shown) == len(said_once)
+
+
+async def test_two_nodes_that_share_two_rooms_do_not_relay_for_ever(worlds: list[Bridged], human: Human) -> None:
+    """Both nodes tell each room what is said in the other: a person's line reaches each once from each, and no more."""
+    one, other = worlds
+    for folder in (folder for world in worlds for folder in world.ems.iterdir()):
+        (folder / "config.yaml").write_text("basins: [tea]\nmute: true\n", "utf-8")
+    async with one.up(Scripted(["Hm."])), other.up(Scripted(["Hm."])):
+        rooms = [await join(one, human), await join(one, human)]
+        for room in rooms:
+            await join(other, human, room)
+        await human.say(rooms[0], "hello in here")
+        await quiet(human, rooms[1], one, other)
+        await human.say(rooms[1], "and in here")
+        await quiet(human, rooms[0], one, other)
+        shown = [one["content"]["body"] for room in rooms for one in await messages(human, room)]
+        for text in ("hello in here", "and in here"):
+            assert sum(text in line for line in shown) == 3, shown  # once said, and told by each node
+            assert [sum(act.text == text for act in acts(world)) for world in worlds] == [1, 1]

@@ -48,24 +48,13 @@ async def test_old_homeservers_have_files_elsewhere(tmp_path: Path) -> None:
     assert [path for path, _ in asked] == [NEW, OLD]
 
 
-def moved(target: str) -> dict[str, Any]:
-    return {"status": 307, "headers": {"Location": target}}
-
-
-async def test_is_sent_on_without_the_token_and_never_far(tmp_path: Path) -> None:
-    """A homeserver may keep its files elsewhere; our token stays, and not every address is followed."""
-    there = {"body": b"there", "content_type": "text/plain"}
-    async with account(tmp_path, {NEW: moved("/files/y"), "/files/y": there}) as (one, asked):
-        assert await one.download("mxc://x/y", 10) == (b"there", "text/plain")
-    assert asked == [(NEW, True), ("/files/y", False)]
-    for number, target in enumerate(
-        ("http://169.254.169.254/", "file:///etc/passwd", "", "/_matrix/other", "http://[")
-    ):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        async with account(folder, {NEW: moved(target), "/_matrix/other": moved("/_matrix/other")}) as (one, _):
-            with pytest.raises(MatrixUnavailable):
-                await one.download("mxc://x/y", 10)
+async def test_nobody_sends_us_on_to_another_address(tmp_path: Path) -> None:
+    """A homeserver could name any address that this machine reaches: we asked for no such thing, and go nowhere."""
+    moved = {"status": 307, "headers": {"Location": "/files/y"}}
+    async with account(tmp_path, {NEW: moved, "/files/y": {"body": b"there"}}) as (one, asked):
+        with pytest.raises(MatrixUnavailable):
+            await one.download("mxc://x/y", 10)
+    assert asked == [(NEW, True)]
 
 
 async def test_no_more_is_read_than_was_asked_for(tmp_path: Path) -> None:

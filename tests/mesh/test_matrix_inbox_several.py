@@ -1,6 +1,7 @@
 """The inbox where several accounts of one node put what they hear."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,11 +51,43 @@ async def test_a_sealed_event_comes_again_when_somebody_opens_it(inbox: Inbox) -
     assert inbox.take([event(1), event(2)]) == 2
     inbox.handled(second)  # the sealed one, by a consumer that was still at it: the open one is to be read still
     again = [await anext(inbox), await anext(inbox)]
-    assert again == [event(1), event(2)]
+    assert again == [replace(event(1), late=True), replace(event(2), late=True)]
     for one in again:
         inbox.handled(one)
     assert inbox.take([sealed(1), event(1), sealed(2), event(2)]) == 0
     assert inbox.waiting() == 0
+
+
+def redaction(number: int, room: str = "!r") -> Inbound:
+    what = f"$e{number}"
+    return Inbound("$gone", room, "@mara:x", "m.room.redaction", {"redacts": what}, NOW, "account", redacts=what)
+
+
+@pytest.mark.parametrize("is_handled", [True, False])
+async def test_a_sealed_event_that_was_taken_back_never_comes_opened(inbox: Inbox, is_handled: bool) -> None:
+    """Neither one that was shut, nor one that came together with its redaction."""
+    inbox.take([sealed(1)])
+    if is_handled:
+        inbox.handled(await anext(inbox))
+    inbox.shut("$e1")
+    inbox.take([sealed(2), redaction(2), sealed(3), redaction(3, "!elsewhere")])
+    assert inbox.take([event(1), event(2)]) == 0
+    assert inbox.take([event(3)]) == 1
+    inbox.rewind()
+    while inbox.waiting():
+        came = await anext(inbox)
+        assert (came.kind == "m.room.message") == came.late == (came.event_id == "$e3")
+        inbox.handled(came)
+
+
+async def test_an_event_that_is_served_again_when_its_id_is_forgotten_was_never_late(
+    inbox: Inbox, store: Store
+) -> None:
+    inbox.take([event(1)])
+    inbox.handled(await anext(inbox))
+    store.execute("DELETE FROM matrix_inbox")
+    inbox.take([event(1)])
+    assert not (await anext(inbox)).late
 
 
 async def test_an_event_that_came_open_stays_open(inbox: Inbox) -> None:

@@ -15,6 +15,7 @@ import structlog
 from mesh.bridges.matrix.api import Api, As
 from mesh.bridges.matrix.errors import MatrixError, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.vault import Vault, has_vault, users
+from mesh.errors import StoreFailed
 from mesh.words import plain
 
 if TYPE_CHECKING:
@@ -106,12 +107,15 @@ class Fleet:
         self._vaults.clear()
 
     async def device(self, user: str) -> "Device":
-        """A user's device, started. Raises MatrixUnavailable (also when its folder is taken), MatrixRefused."""
+        """A user's device, started. Raises MatrixUnavailable (also when its folder is taken or fails), MatrixRefused."""
         async with self._making:
             if user in self._lost:
                 raise self._lost[user]
             if user not in self._devices:
-                self._devices[user] = await self._make(user)
+                try:
+                    self._devices[user] = await self._make(user)
+                except (StoreFailed, OSError) as error:
+                    raise MatrixUnavailable(f"the keys of {user} cannot be used: {plain(str(error))}") from error
                 self._more.set()
             return self._devices[user]
 

@@ -15,7 +15,7 @@ from mesh.bridges.matrix.account import Account
 from mesh.bridges.matrix.api import Api, As
 from mesh.bridges.matrix.appservice import AppService
 from mesh.bridges.matrix.calls import Calls
-from mesh.bridges.matrix.errors import MatrixError, MatrixLoggedOut, MatrixUnavailable
+from mesh.bridges.matrix.errors import MatrixLoggedOut, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbox
 from mesh.bridges.matrix.outbox import Outbox, Outgoing
 from mesh.bridges.matrix.port import Caps, Speaker
@@ -164,7 +164,7 @@ async def _deliver(account: Account, row: Outgoing) -> str:
     """One attempt to send a row of an account of its own: what goes wrong there does not end the sending of others."""
     try:
         return await account.deliver(row)
-    except MatrixError:
+    except (MatrixUnavailable, MatrixRefused, MatrixLoggedOut):
         raise
     except Exception as error:
         log.exception("an account of its own cannot send just now; trying again", speaker=row.speaker)
