@@ -151,6 +151,13 @@ def test_a_hostile_event_goes_through_the_database_unharmed(changes: dict[str, A
         assert repr(inbox_module._load(inbox_module._dump(found), "account")) == repr(found)
 
 
+@pytest.mark.parametrize("sender", ["ada", "@ada", "ada:x", "@:x", "@ada:", "@ada:x\n", " @ada:x", "!r:x"])
+def test_nobody_speaks_who_has_no_users_name(sender: str) -> None:
+    """What names an em and no user could be taken for an act of that em."""
+    assert parse_event(whole | {"sender": sender}, "account") is None
+    assert parse_event(whole | {"sender": "@ada:x:8448"}, "account")
+
+
 def test_an_event_of_another_room_is_not_believed() -> None:
     assert parse_event(whole, "account", "!r")
     assert parse_event(whole, "account", "!other") is None

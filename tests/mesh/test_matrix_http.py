@@ -341,6 +341,21 @@ async def test_what_was_said_before_we_joined_is_not_for_us(store: Store) -> Non
     assert (await anext(account.inbox)).event_id == "$after"
 
 
+async def test_an_invitation_is_what_our_homeserver_says_and_not_what_the_inviting_one_made_up(store: Store) -> None:
+    """What another server shows of its room comes first and may hold anything; the invitation comes last."""
+    member = {"type": "m.room.member", "state_key": "@us:x", "content": {"membership": "invite"}}
+    forged, true = member | {"sender": "@owner:x"}, member | {"sender": "@evil:evil"}
+    for number, (shown, heard) in enumerate((([forged, true], "@evil:evil"), ([true, forged | {"content": {}}], None))):
+        room = f"!{number}:evil"
+        invited = {"rooms": {"invite": {room: {"invite_state": {"events": shown}}}}}
+        account = await listen(store, Script((200, {"next_batch": f"s{number}"} | invited)))
+        assert account.inbox.waiting() == (heard is not None)
+        if heard:
+            event = await anext(account.inbox)
+            assert (event.room, event.sender) == (room, heard)
+            account.inbox.handled(event)
+
+
 async def test_an_invitation_without_an_id_is_heard_once(store: Store) -> None:
     member = {"type": "m.room.member", "sender": "@mara:x", "state_key": "@us:x", "content": {"membership": "invite"}}
     invited = {"rooms": {"invite": {"!r:x": {"invite_state": {"events": [member, {"type": "m.room.name"}]}}}}}

@@ -83,9 +83,10 @@ async def test_a_sealed_event_that_was_taken_back_never_comes_opened(inbox: Inbo
 async def test_an_event_that_is_served_again_when_its_id_is_forgotten_was_never_late(
     inbox: Inbox, store: Store
 ) -> None:
-    inbox.take([event(1)])
-    inbox.handled(await anext(inbox))
-    store.execute("DELETE FROM matrix_inbox")
+    inbox.take([event(1), event(2)])
+    for _ in range(2):
+        inbox.handled(await anext(inbox))
+    assert store.execute("DELETE FROM matrix_inbox WHERE event_id = '$e1'") == 1
     inbox.take([event(1)])
     assert not (await anext(inbox)).late
 
