@@ -158,7 +158,7 @@ async def test_asks_until_the_homeserver_reaches_it(
 
 
 async def test_a_taken_port_is_said_plainly(door: Door, store: Store, registration: Registration) -> None:
-    port = AppService("http://127.0.0.1:1", registration, door.port._listen, store, lambda: NOW)
+    port = AppService("http://127.0.0.1:1", registration, door.port.door.listen, store, lambda: NOW)
     with pytest.raises(MatrixError, match="choose another port"):
         await port.run()
 

@@ -14,6 +14,7 @@ from mesh.bridges.matrix.errors import MatrixUnavailable
 from mesh.clock import now_ms
 from mesh.entries import recent
 from nodes.matrix import hearing
+from nodes.matrix.tables import Member
 from nodes.models.scripted import Scripted
 from protocol.acts import Act
 
@@ -216,3 +217,19 @@ async def test_a_strangers_odd_name_takes_nothing_down(world: Alone) -> None:
     assert replies(world) == 2
     assert not any("mistake" in problem for problem in world.bridge.problems)
     assert ROOM in [room for room, _, _ in world.bridge.tables.rooms()]
+
+
+async def test_a_room_of_a_thousand_is_a_room(world: Alone, model: Scripted) -> None:
+    """A thousand come in, and one of them asks: who they are is not asked for again with each word, nor kept."""
+    world.server.members = [f"@user{number}:x" for number in range(1_000)]
+    with world.here.ground.store.transaction():
+        world.bridge.tables.set_member(ROOM, Member("bob", "out"))
+    world.here.host()
+    for number in range(1_000):
+        came = {"type": "m.room.member", "state_key": f"@user{number}:x", "content": {"membership": "join"}}
+        world.hears(said(f"$came{number}", sender=f"@user{number}:x") | came)
+    world.hears(*(said(f"$e{number}", "anybody here?", f"@user{number}:x") for number in range(50)))
+    world.hears(said("$asked", "ada?", "@user7:x"))
+    await world.idle()
+    assert len(model.requests) == 1
+    assert len([path for _, path, _ in world.server.calls if path[-1] == "joined_members"]) == 1

@@ -25,11 +25,15 @@ OWNER = "@mara:x"
 
 
 class NoServer:
-    """Stands for the client to a homeserver. `members` are in every room; `refuses` are errors by a path's part."""
+    """Stands for the client to a homeserver. `members` are in every room; `refuses` are errors by a path's part.
+
+    What is sent gets the ids `$ours1`, `$ours2`, …
+    """
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[str, ...], Any]] = []
         self.members = [OWNER]
+        self._sent = 0
         self.refuses: dict[str, MatrixError] = {}
 
     async def call(self, method: str, path: Sequence[str], body: Any = None, **_: Any) -> dict[str, Any]:
@@ -41,13 +45,11 @@ class NoServer:
             return {"joined": {user: {} for user in self.members}}
         if method == "GET" and "state" in path:
             raise MatrixRefused("there is none", "M_NOT_FOUND", 404)
-        return {"room_id": path[-1], "event_id": f"$ours{len(self.calls)}", "duration_ms": 1}
+        self._sent += "send" in path
+        return {"room_id": path[-1], "event_id": f"$ours{self._sent}", "duration_ms": 1}
 
     async def fetch(self, *_: Any, **__: Any) -> tuple[bytes, str]:
         raise MatrixRefused("there is none", "M_NOT_FOUND", 404)
-
-    async def close(self) -> None:
-        """Nothing to close."""
 
     def sent(self) -> list[tuple[str, Any]]:
         """What was sent into rooms, kind and content, in order; a redaction with the event that it takes back."""
@@ -78,7 +80,7 @@ class Alone(Bridged):
     def port(self, bridge: Bridge, node: Node) -> MatrixPort:
         registration, listen = self.way  # type: ignore[misc]
         one = Unheard("http://x", registration, ("127.0.0.1", listen), node.ground.store, now_ms, on_done=bridge.done)
-        one._api = one.crypto._api = self.server  # type: ignore[assignment]
+        one._api.call, one._api.fetch = self.server.call, self.server.fetch  # type: ignore[method-assign,assignment]
         with node.ground.store.transaction():
             tables = Tables(node.ground.store)
             tables.set_room(ROOM, "tea", everyone=False)

@@ -5,13 +5,11 @@ fetched, and every failure waits before the next attempt.
 """
 
 import asyncio
-import hashlib
-import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn
 
 import structlog
 
@@ -21,33 +19,21 @@ from mesh.bridges.matrix.content import prefixed
 from mesh.bridges.matrix.errors import MatrixAsks, MatrixFull, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbound, parse_event
 from mesh.bridges.matrix.outbox import Done
-from mesh.bridges.matrix.port import ENCRYPTION, MEMBER, Caps, Speaker
+from mesh.bridges.matrix.port import Caps, Speaker
 from mesh.bridges.matrix.rooms import since_joining
+from mesh.bridges.matrix.shape import as_dict, as_dicts
+from mesh.bridges.matrix.sync import FILTER, encrypts, events_of, invitations, rooms_of
 from mesh.bridges.matrix.vault import Vault
 from mesh.clock import Clock
 from mesh.store import Store
 from mesh.words import plain
 
 POLL_MS: Final = 30_000  # how long the homeserver waits for something new
-TIMELINE: Final = 50  # events a room and sync; more are fetched as a gap
 GAP_PAGE: Final = 100  # events a request when filling a gap
 GAP_PAGES: Final = 50  # requests a gap; beyond it the oldest stay unread, as after a long holiday
 BACKOFF_S: Final = (1.0, 60.0)  # first and longest wait after a failure, doubling between
 EARLY_S: Final = 1.0  # between two answers with nothing new, when the homeserver does not wait as asked
 LOST_PLACE: Final = frozenset({"M_UNKNOWN_POS", "M_INVALID_PARAM"})  # the homeserver does not know our cursor
-FILTER: Final = json.dumps(
-    {
-        "presence": {"types": []},
-        "account_data": {"types": []},
-        "room": {
-            "timeline": {"limit": TIMELINE},
-            "state": {"lazy_load_members": True},
-            "ephemeral": {"types": []},
-            "account_data": {"types": []},
-        },
-    },
-    separators=(",", ":"),
-)
 
 log = structlog.get_logger(__name__)
 
@@ -226,11 +212,11 @@ class Account(Speaking):
         if not isinstance(place, str):
             raise MatrixUnavailable("the homeserver's answer to a sync has no next_batch")
         await self.crypto.hear(self._me, answer)
-        found = list(self._invitations(answer, since))
-        self.inbox.note_encrypted([room for room, part in _rooms(answer, "invite") if _encrypts(part, "invite_state")])
+        found = list(invitations(answer, self._me, since))
+        self.inbox.note_encrypted([room for room, part in rooms_of(answer, "invite") if encrypts(part, "invite_state")])
         for section in ("join", "leave"):
-            for room, part in _rooms(answer, section):
-                if _encrypts(part, "state"):
+            for room, part in rooms_of(answer, section):
+                if encrypts(part, "state"):
                     self.inbox.note_encrypted([room])
                     if section == "join":
                         await self.crypto.equip(room)
@@ -243,26 +229,10 @@ class Account(Speaking):
         if not new and place == since and asyncio.get_running_loop().time() - begun < EARLY_S:
             await asyncio.sleep(EARLY_S)
 
-    def _invitations(self, answer: Mapping[str, Any], since: str | None) -> Iterator[Inbound]:
-        """Invitations of this account. What the homeserver gives no id gets one that a repetition has as well.
-
-        What the inviting server says of the room comes first, and may hold anything; the invitation itself, which our
-        homeserver has checked, it puts at the end.
-        """
-        for room, part in _rooms(answer, "invite"):
-            shown = _events(part, "invite_state")
-            last = [raw for raw in shown if raw.get("type") == MEMBER and raw.get("state_key") == self._me][-1:]
-            for raw in last:
-                whole = f"{self._me} {room} {since}".encode("utf-8", "replace")
-                made_up = hashlib.blake2b(whole, digest_size=16).hexdigest()
-                event = parse_event({"event_id": f"invite:{made_up}"} | raw | {"room_id": room}, "account")
-                if event and event.content.get("membership") == "invite":
-                    yield event
-
     async def _heard(self, room: str, part: Mapping[str, Any], since: str) -> list[Inbound]:
         """What a room said since, oldest first, from our joining on."""
-        raw = _events(part, "timeline")
-        timeline = _dict(part.get("timeline"))
+        raw = events_of(part, "timeline")
+        timeline = as_dict(part.get("timeline"))
         kept, joined = since_joining(raw, self._me)
         if timeline.get("limited") is True:
             self.crypto.forget_people(room)
@@ -282,7 +252,7 @@ class Account(Speaking):
             except MatrixRefused as error:
                 log.warning("a gap in a room cannot be read", code=error.code)
                 return missed
-            page, joined = since_joining(_dicts(answer.get("chunk"))[::-1], self._me)
+            page, joined = since_joining(as_dicts(answer.get("chunk"))[::-1], self._me)
             missed = page + missed
             end = answer.get("end")
             if joined or not isinstance(end, str) or end == start:
@@ -290,27 +260,3 @@ class Account(Speaking):
             start = end
         log.warning("a gap in a room is too long; its oldest events stay unread", events=len(missed))
         return missed
-
-
-def _encrypts(part: Mapping[str, Any], section: str) -> bool:
-    return any(one.get("type") == ENCRYPTION for one in _events(part, section))
-
-
-def _rooms(answer: Mapping[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for room, part in _dict(_dict(answer.get("rooms")).get(section)).items():
-        if isinstance(part, dict):
-            yield room, cast("dict[str, Any]", part)
-
-
-def _events(part: Mapping[str, Any], section: str) -> list[dict[str, Any]]:
-    return _dicts(_dict(part.get(section)).get("events"))
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def _dicts(value: object) -> list[dict[str, Any]]:
-    if not isinstance(value, list):
-        return []
-    return [cast("dict[str, Any]", one) for one in cast("list[object]", value) if isinstance(one, dict)]

@@ -5,39 +5,28 @@ told apart by their events alone: Synapse on sqlite begins their numbers again a
 """
 
 import asyncio
-import hmac
-import json
 import re
 import secrets
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Final
 
 import structlog
 
 from mesh.bridges.matrix.api import Access, Api, As
 from mesh.bridges.matrix.common import CLIENT, Speaking
-from mesh.bridges.matrix.errors import BadContent, MatrixError, MatrixFull, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.errors import BadContent, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbound, parse_event
 from mesh.bridges.matrix.outbox import Done, Outgoing
 from mesh.bridges.matrix.port import ENCRYPTION, Caps, Speaker
+from mesh.bridges.matrix.push import Door, Pages
 from mesh.bridges.matrix.registration import Registration
 from mesh.bridges.matrix.rooms import since_joining
+from mesh.bridges.matrix.shape import as_dict, as_dicts
 from mesh.clock import Clock
-from mesh.errors import StoreFailed
 from mesh.store import Store
 from mesh.words import plain
 
-if TYPE_CHECKING:
-    from aiohttp import web
-    from aiohttp.typedefs import Handler
-
 DEVICE: Final = "AMPMESH"  # of every user: with a device, Synapse remembers transaction ids through its own restarts
-MAX_BODY: Final = (
-    64 * 1024 * 1024
-)  # bytes: a hundred events of 64 KiB, escaped at worst; less would stop the queue for good
-SHUTDOWN_S: Final = 1.0  # for pushes under way when we stop; they come again
 NUDGE_S: Final = (1.0, 60.0)  # first and longest wait between two attempts, doubling between
 WATCH_S: Final = 30.0  # between two looks whether the homeserver is there
 LOOK_BACK_MS: Final = 3_600_000  # how far a room is looked through after a homeserver was away, or to what was heard
@@ -46,11 +35,6 @@ LOOK_PAGES: Final = 20  # requests a room
 SPEAKER: Final = re.compile(r"[a-z0-9_.-]{1,100}")  # fits a Matrix user id with any server's name
 MAX_DIGITS: Final = 19  # of a transaction's number
 LOGIN: Final = "m.login.application_service"
-
-PAGES: Final = "/why/"
-POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-
-Pages = Callable[[str, str], str | None]
 
 log = structlog.get_logger(__name__)
 
@@ -74,8 +58,9 @@ class AppService(Speaking):
         api = Api(Access(homeserver, registration.as_token))
         caps = Caps("appservice", separate_identities=True, e2ee=True)
         super().__init__(api, store, clock, caps, on_done, keys=keys)
-        self._registration, self._listen, self._pages = registration, listen, pages
+        self._registration = registration
         self._existing: dict[str, As] = {}
+        self.door = Door(listen, registration.hs_token, self._pushed, self._existing.__contains__, pages)
         self._making = asyncio.Lock()
         self.ready = asyncio.Event()
         self._last_push = 0  # the number of the homeserver's last transaction
@@ -86,7 +71,8 @@ class AppService(Speaking):
         try:
             await self.crypto.fleet.begin()
             self._is_away = True  # for all that we know
-            async with self._serving(), asyncio.TaskGroup() as group:
+            async with self.door.open(), asyncio.TaskGroup() as group:
+                self.ready.set()
                 group.create_task(self.crypto.fleet.run(), name="matrix devices")
                 group.create_task(self.outbox.run(), name="matrix outbox")
                 group.create_task(self._nudge(), name="matrix nudge")
@@ -146,9 +132,8 @@ class AppService(Speaking):
         gap: int | None = None  # how many of `found` nothing that was heard came after
         for _ in range(LOOK_PAGES):
             answer = await self._api.call("GET", (*CLIENT, "rooms", room, "messages"), query=query, acting=acting)
-            chunk, end = answer.get("chunk"), answer.get("end")
-            raw = [_dict(one) for one in cast("list[object]", chunk)] if isinstance(chunk, list) else []
-            lately, last = since_joining(raw[::-1], acting.user_id)
+            end = answer.get("end")
+            lately, last = since_joining(as_dicts(answer.get("chunk"))[::-1], acting.user_id)
             for event in (parse_event(one, "appservice", room) for one in reversed(lately)):
                 if event and gap is None and self.inbox.knows(event):
                     gap = len(found)
@@ -166,66 +151,15 @@ class AppService(Speaking):
         heard = [event for event in events if not self._registration.owns(event.sender)]
         return self.inbox.take(await self.crypto.opened(heard, catch_up=True))
 
-    @asynccontextmanager
-    async def _serving(self) -> AsyncGenerator[None]:
-        from aiohttp import web
-
-        @web.middleware
-        async def guard(request: web.Request, handler: "Handler") -> web.StreamResponse:
-            if request.path.startswith(PAGES):
-                return await self._page(request)
-            return self._refused(request) or await handler(request)
-
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[guard])
-        app.router.add_put("/_matrix/app/v1/transactions/{txn}", self._transaction)
-        app.router.add_get("/_matrix/app/v1/users/{user}", self._user)
-        app.router.add_get("/_matrix/app/v1/rooms/{room}", self._room)
-        app.router.add_post("/_matrix/app/v1/ping", self._ping)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
-        await runner.setup()
-        try:
-            host, port = self._listen
-            try:
-                await web.TCPSite(runner, host, port).start()
-            except OSError as error:
-                raise MatrixError(
-                    f"nothing can listen on {host}:{port}: {error.strerror}; choose another port"
-                ) from error
-            self.ready.set()
-            yield
-        finally:
-            await runner.cleanup()
-
-    def _refused(self, request: "web.Request") -> "web.StreamResponse | None":
-        """The answer to whoever is not the homeserver; what was sent is not even read. None lets it in."""
-        wanted = f"Bearer {self._registration.hs_token}".encode()
-        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        if not given or "access_token" in request.query:  # tokens in addresses end up in logs
-            return _error(401, "M_UNAUTHORIZED")
-        return None if hmac.compare_digest(given, wanted) else _error(403, "M_FORBIDDEN")
-
-    async def _transaction(self, request: "web.Request") -> "web.StreamResponse":
-        try:
-            body: object = json.loads(await request.read())
-        except (ValueError, RecursionError):
-            return _error(400, "M_NOT_JSON")
-        raw = cast("dict[str, Any]", body).get("events") if isinstance(body, dict) else None
-        if not isinstance(raw, list):
-            return _error(400, "M_BAD_JSON")
-        found = [parse_event(event, "appservice") for event in cast("list[object]", raw)]
-        if None in found:
-            log.warning("the homeserver pushed what is no event; it is dropped", count=found.count(None))
-        for event in cast("list[object]", raw):
-            if room := _encrypted_invitation(event):
-                self.inbox.note_encrypted([room])
-        events = [event for event in found if event]
-        try:
-            await self._take(events)
-        except (MatrixFull, StoreFailed) as error:
-            log.warning("a push from the homeserver is not taken; it will come again", reason=str(error))
-            return _error(503, "M_LIMIT_EXCEEDED")
-        self._count(request.match_info["txn"])
-        return _answer({})
+    async def _pushed(self, raw: list[object], txn: str) -> None:
+        """Take the events of a push, whatever else is in it. Raises MatrixFull, StoreFailed: it will come again."""
+        found = [(parse_event(event, "appservice"), event) for event in raw]
+        events = [event for event, _ in found if event]
+        if len(events) < len(raw):
+            log.warning("the homeserver pushed what is no event; it is dropped", count=len(raw) - len(events))
+        self.inbox.note_encrypted([event.room for event, whole in found if event and _shows_encryption(whole)])
+        await self._take(events)
+        self._count(txn)
 
     def _count(self, txn: str) -> None:
         """Notice a homeserver that began anew, and may have forgotten something: on sqlite, its numbers do as well."""
@@ -233,26 +167,6 @@ class AppService(Speaking):
         if number < self._last_push:
             self.missed.set()
         self._last_push = number
-
-    async def _page(self, request: "web.Request") -> "web.StreamResponse":
-        from aiohttp import web
-
-        parts = request.path.removeprefix(PAGES).split("/")
-        is_whole = self._pages is not None and request.method == "GET" and len(parts) == 2  # noqa: PLR2004 - act, seal
-        page = self._pages(*parts) if self._pages and is_whole else None
-        if page is None:
-            return _error(404, "M_NOT_FOUND")
-        return web.Response(text=page, content_type="text/html", headers={"Content-Security-Policy": POLICY})
-
-    async def _user(self, request: "web.Request") -> "web.StreamResponse":
-        known = request.match_info["user"] in self._existing
-        return _answer({}) if known else _error(404, "M_NOT_FOUND")
-
-    async def _room(self, _request: "web.Request") -> "web.StreamResponse":
-        return _error(404, "M_NOT_FOUND")
-
-    async def _ping(self, _request: "web.Request") -> "web.StreamResponse":
-        return _answer({})
 
     def user_id(self, speaker: str) -> str:
         """The virtual user of a speaker's key. Raises BadContent when the key cannot be in a user's id."""
@@ -315,9 +229,8 @@ class AppService(Speaking):
         new = f"{DEVICE}_{secrets.token_hex(4).upper()}"
         await self._log_in(user[1:].partition(":")[0], new)
         answer = await self._api.call("GET", (*CLIENT, "devices"), acting=acting)
-        listed = answer.get("devices")
-        for one in cast("list[object]", listed) if isinstance(listed, list) else ():
-            old = str(_dict(one).get("device_id"))
+        for one in as_dicts(answer.get("devices")):
+            old = str(one.get("device_id"))
             if old.startswith(f"{DEVICE}_") and old != new:
                 await self._api.call("POST", (*CLIENT, "logout"), {}, acting=As(user, old))
         return new, As(user, new)
@@ -329,7 +242,7 @@ class AppService(Speaking):
                 answer = await self._api.call("GET", (*CLIENT, "rooms", room, "joined_members"), acting=acting)
             except MatrixRefused:
                 continue
-            return [user for user in _dict(answer.get("joined")) if user in self._existing]
+            return [user for user in as_dict(answer.get("joined")) if user in self._existing]
         return []
 
     async def ensure(self, speaker: Speaker) -> str:
@@ -345,24 +258,7 @@ class AppService(Speaking):
         return took if type(took) is int else 0
 
 
-def _encrypted_invitation(event: object) -> str | None:
-    """The room of a pushed event that is an invitation into an encrypted room. Total."""
-    raw = _dict(event)
-    room, state = raw.get("room_id"), _dict(raw.get("unsigned")).get("invite_room_state")
-    shown = cast("list[object]", state) if isinstance(state, list) else []
-    encrypted = any(_dict(one).get("type") == ENCRYPTION for one in shown)
-    return room if encrypted and isinstance(room, str) else None
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def _answer(body: dict[str, Any], status: int = 200) -> "web.Response":
-    from aiohttp import web
-
-    return web.json_response(body, status=status)
-
-
-def _error(status: int, code: str) -> "web.Response":
-    return _answer({"errcode": code, "error": code}, status)
+def _shows_encryption(event: object) -> bool:
+    """Whether a pushed event is an invitation into an encrypted room. Total."""
+    shown = as_dict(as_dict(event).get("unsigned")).get("invite_room_state")
+    return any(one.get("type") == ENCRYPTION for one in as_dicts(shown))

@@ -6,15 +6,15 @@ not repeated by themselves.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from mesh.bridges.matrix.api import Api, As
-from mesh.bridges.matrix.errors import BadContent, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.errors import BadContent, MatrixRefused
 from mesh.bridges.matrix.payload import encode
 from mesh.bridges.matrix.port import ENCRYPTION
 from mesh.bridges.matrix.reading import MXC
-from mesh.bridges.matrix.rooms import CREATE, MAX_NAME, POWERS, Powers, is_room, read_powers
+from mesh.bridges.matrix.rooms import MAX_NAME, is_room
+from mesh.bridges.matrix.shape import as_dict, as_list, text_of
 from mesh.words import plain
 
 CLIENT: Final = ("client", "v3")
@@ -27,14 +27,6 @@ MEGOLM: Final = {"algorithm": "m.megolm.v1.aes-sha2"}
 NOT_FOUND: Final = 404  # Synapse has codes of its own for users that are not there
 NOWHERE: Final = frozenset({"M_UNRECOGNIZED", "M_NOT_FOUND"})  # said of media where only the old address is known
 KEEPERS: Final = 100  # the power that listing a room in a space needs
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """How a user is shown: a clean line, and an `mxc://` address or None."""
-
-    name: str
-    avatar: str | None
 
 
 class Calls(ABC):
@@ -83,29 +75,17 @@ class Calls(ABC):
     async def set_state(self, speaker: str, room: str, kind: str, content: Mapping[str, Any], key: str = "") -> str:
         """Set a state of a room, at once; returns the event's id. Raises BadContent for what is no content."""
         encode(content)
-        return _text(await self._ask(speaker, "PUT", "rooms", room, "state", kind, key, body=content), "event_id")
-
-    async def powers(self, speaker: str, room: str) -> Powers:
-        """Who may do what in a room."""
-        levels = await self.state(speaker, room, POWERS)
-        api, acting = await self.way(speaker)
-        path = (*CLIENT, "rooms", room, "state", CREATE, "")
-        create = await api.call("GET", path, query={"format": "event"}, acting=acting)
-        return read_powers(levels, create)
+        return text_of(await self._ask(speaker, "PUT", "rooms", room, "state", kind, key, body=content), "event_id")
 
     async def members(self, speaker: str, room: str) -> list[str]:
         """The users that are in a room, sorted; the first MAX_MEMBERS of more."""
         joined = (await self._ask(speaker, "GET", "rooms", room, "joined_members")).get("joined")
-        return sorted(cast("dict[str, Any]", joined))[:MAX_MEMBERS] if isinstance(joined, dict) else []
+        return sorted(as_dict(joined))[:MAX_MEMBERS]
 
     async def joined(self, speaker: str) -> list[str]:
         """The rooms that a speaker's user is in, at most MAX_ROOMS."""
-        rooms = (await self._ask(speaker, "GET", "joined_rooms")).get("joined_rooms")
-        return (
-            [room for room in cast("list[object]", rooms) if is_room(room)][:MAX_ROOMS]
-            if isinstance(rooms, list)
-            else []
-        )
+        rooms = as_list((await self._ask(speaker, "GET", "joined_rooms")).get("joined_rooms"))
+        return [room for room in rooms if is_room(room)][:MAX_ROOMS]
 
     async def create_room(  # noqa: PLR0913 - a room has these parts
         self,
@@ -138,7 +118,7 @@ class Calls(ABC):
         if encrypted:
             body["initial_state"] = [{"type": ENCRYPTION, "state_key": "", "content": MEGOLM}]
         answer = await self._ask(speaker, "POST", "createRoom", body=body, timeout_s=CREATE_TIMEOUT_S)
-        return _text(answer, "room_id")
+        return text_of(answer, "room_id")
 
     async def space_child(  # noqa: PLR0913 - a listing has these parts
         self, speaker: str, space: str, room: str, *, via: Sequence[str] = (), order: str = "", listed: bool = True
@@ -156,15 +136,6 @@ class Calls(ABC):
         room = (await self._found(None, "directory", "room", alias) or {}).get("room_id")
         return room if is_room(room) else None
 
-    async def profile(self, user: str) -> Profile | None:
-        """How a user is shown; None when there is no such user."""
-        found = await self._found(None, "profile", user)
-        if found is None:
-            return None
-        name, avatar = found.get("displayname"), found.get("avatar_url")
-        shown = isinstance(avatar, str) and MXC.fullmatch(avatar)
-        return Profile(plain(name, MAX_NAME) if isinstance(name, str) else "", avatar if shown else None)
-
     async def _found(self, speaker: str | None, *path: str) -> dict[str, Any] | None:
         """An answer to GET; None when there is nothing."""
         try:
@@ -173,11 +144,3 @@ class Calls(ABC):
             if error.status != NOT_FOUND or error.code == "M_UNRECOGNIZED":
                 raise
             return None
-
-
-def _text(answer: Mapping[str, Any], name: str) -> str:
-    """A text in an answer. Raises MatrixUnavailable when it is missing: whoever answered is no homeserver."""
-    value = answer.get(name)
-    if not isinstance(value, str):
-        raise MatrixUnavailable(f"the homeserver's answer lacks {name}")
-    return value

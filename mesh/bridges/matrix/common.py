@@ -17,6 +17,7 @@ from mesh.bridges.matrix.errors import BadContent, MatrixRefused, MatrixUnavaila
 from mesh.bridges.matrix.inbox import Inbox
 from mesh.bridges.matrix.outbox import PRIMARY, Done, Outbox, Outgoing
 from mesh.bridges.matrix.port import ENCRYPTED, MESSAGE, REACTION, REDACTION, Caps, Speaker
+from mesh.bridges.matrix.shape import text_of
 from mesh.clock import Clock
 from mesh.store import Store
 
@@ -178,7 +179,7 @@ class Speaking(Calls):
         query = {"via": via, "server_name": via} if via else {}  # the second is the first's older name
         ready = await self._has_device(speaker, room)  # before people see us there, so that we get their keys
         answer = await self._api.call("POST", path, {}, query=query, acting=acting, timeout_s=JOIN_TIMEOUT_S)
-        joined = _text(answer, "room_id")
+        joined = text_of(answer, "room_id")
         if not ready:
             with suppress(MatrixUnavailable, MatrixRefused):
                 await self._is_encrypted(joined, acting)
@@ -225,7 +226,7 @@ class Speaking(Calls):
         answer = await self._api.call(
             "POST", path, data, query=query, acting=acting, mime=mime, timeout_s=UPLOAD_TIMEOUT_S
         )
-        return _text(answer, "content_uri")
+        return text_of(answer, "content_uri")
 
 
 def _check(kind: str, content: Mapping[str, Any]) -> None:
@@ -243,12 +244,4 @@ def _check(kind: str, content: Mapping[str, Any]) -> None:
 
 
 def _event_id(answer: Mapping[str, Any]) -> str:
-    return _text(answer, "event_id")
-
-
-def _text(answer: Mapping[str, Any], name: str) -> str:
-    """A text in an answer. Raises MatrixUnavailable when it is missing: whoever answered is no homeserver."""
-    value = answer.get(name)
-    if not isinstance(value, str):
-        raise MatrixUnavailable(f"the homeserver's answer lacks {name}")
-    return value
+    return text_of(answer, "event_id")

@@ -18,6 +18,7 @@ from mesh.bridges.matrix.fleet import Fleet, Owner, Tidings
 from mesh.bridges.matrix.inbox import MAX_ID, SEALED, Inbound, Inbox, parse_event
 from mesh.bridges.matrix.port import ENCRYPTION, MEMBER, REDACTION
 from mesh.bridges.matrix.sealed import Sealed
+from mesh.bridges.matrix.shape import as_list
 from mesh.store import Store
 from mesh.words import plain
 
@@ -81,8 +82,7 @@ class Crypto:
         moves = self._moves
         answer = await self._api.call("GET", ("client", "v3", "rooms", room, "members"), acting=acting)
         found = set[str]()
-        chunk = answer.get("chunk")
-        for raw in cast("list[object]", chunk) if isinstance(chunk, list) else ():
+        for raw in as_list(answer.get("chunk")):
             event = parse_event(raw, "account", room)
             there = event is not None and event.content.get("membership") in {"join", "invite"}
             if event and event.kind == MEMBER and event.state_key and there:

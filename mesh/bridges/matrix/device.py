@@ -9,7 +9,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import structlog
 
@@ -18,6 +18,7 @@ from mesh.bridges.matrix.crosssigning import SIGNING, SigningKeys
 from mesh.bridges.matrix.engine import MEGOLM, ONE_TIME, REFUSALS, Engine, Key, Wanted
 from mesh.bridges.matrix.errors import MatrixError, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbound
+from mesh.bridges.matrix.shape import as_dict, as_list
 from mesh.bridges.matrix.vault import Vault
 
 KEYS: Final = ("client", "v3", "keys")
@@ -60,7 +61,7 @@ class Device:
         Raises KeysLost, MatrixUnavailable, MatrixRefused.
         """
         answer = await self._query([self.user])
-        published = _dict(_dict(_dict(answer.get("device_keys")).get(self.user)).get(self.device_id))
+        published = as_dict(as_dict(as_dict(answer.get("device_keys")).get(self.user)).get(self.device_id))
         if published and not self._engine.is_mine(published):
             raise KeysLost(f"the keys of {self.user}'s device {self.device_id} are lost")
         self._engine.published = self._fallback = bool(published)
@@ -77,7 +78,7 @@ class Device:
         return await self._call("POST", (*KEYS, "query"), body)
 
     def _count(self, counts: object) -> None:
-        left = _dict(counts).get(ONE_TIME, 0)
+        left = as_dict(counts).get(ONE_TIME, 0)
         self._left = min(max(left, 0), MAX_LEFT) if type(left) is int else 0
 
     async def _upload(self) -> None:
@@ -93,7 +94,9 @@ class Device:
         """Sign the device with the user's signing keys, which are made if there are none."""
         kept = self._vault.get(SIGNING)
         keys = SigningKeys.load(kept) if kept else None
-        master = next(iter(_dict(_dict(_dict(answer.get("master_keys")).get(self.user)).get("keys")).values()), None)
+        master = next(
+            iter(as_dict(as_dict(as_dict(answer.get("master_keys")).get(self.user)).get("keys")).values()), None
+        )
         if master and (keys is None or keys.public != master) and not replace:
             log.warning("this user has signing keys that are not ours; strict clients share no keys", user=self.user)
             return
@@ -132,14 +135,14 @@ class Device:
 
     def take(self, answer: Mapping[str, Any]) -> list[Key]:
         """Take what a sync says to this device; returns the sessions whose keys came. Call `mend` when it is kept."""
-        lists = _dict(answer.get("device_lists"))
+        lists = as_dict(answer.get("device_lists"))
         for users in (lists.get("changed"), lists.get("left")):
-            self._fresh.difference_update(user for user in _list(users) if isinstance(user, str))
+            self._fresh.difference_update(user for user in as_list(users) if isinstance(user, str))
         if "device_one_time_keys_count" in answer:
             self._count(answer["device_one_time_keys_count"])
         if "device_unused_fallback_key_types" in answer:
-            self._fallback = ONE_TIME in _list(answer["device_unused_fallback_key_types"])
-        return self._engine.receive(_list(_dict(answer.get("to_device")).get("events")))
+            self._fallback = ONE_TIME in as_list(answer["device_unused_fallback_key_types"])
+        return self._engine.receive(as_list(as_dict(answer.get("to_device")).get("events")))
 
     async def mend(self) -> None:
         """Make up for used keys and broken sessions. Raises MatrixUnavailable, MatrixRefused; it can wait."""
@@ -219,11 +222,3 @@ class Device:
         }
         users = {event.sender, self.user}
         await self._tell("m.room_key_request", {user: {"*": request} for user in users})
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[object]:
-    return cast("list[object]", value) if isinstance(value, list) else []

@@ -107,7 +107,7 @@ class Fleet:
         self._vaults.clear()
 
     async def device(self, user: str) -> "Device":
-        """A user's device, started. Raises MatrixRefused, MatrixUnavailable (also when its folder is taken, or fails)."""
+        """A user's device, started. Raises MatrixRefused, MatrixUnavailable (also for its folder)."""
         async with self._making:
             if user in self._lost:
                 raise self._lost[user]

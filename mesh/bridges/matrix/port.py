@@ -3,14 +3,10 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from mesh.bridges.matrix.inbox import Inbox
 from mesh.bridges.matrix.outbox import Outbox
-
-if TYPE_CHECKING:
-    from mesh.bridges.matrix.calls import Profile
-    from mesh.bridges.matrix.rooms import Powers
 
 MESSAGE = "m.room.message"
 REACTION = "m.reaction"
@@ -141,10 +137,6 @@ class MatrixPort(Protocol):
         """Set a state of a room, at once; returns the event's id."""
         ...
 
-    async def powers(self, speaker: str, room: str) -> "Powers":
-        """Who may do what in a room."""
-        ...
-
     async def members(self, speaker: str, room: str) -> list[str]:
         """The users that are in a room, sorted, not without end."""
         ...
@@ -180,8 +172,4 @@ class MatrixPort(Protocol):
 
     async def resolve(self, alias: str) -> str | None:
         """The id of the room that an alias leads to; None when it leads nowhere."""
-        ...
-
-    async def profile(self, user: str) -> "Profile | None":
-        """How a user is shown; None when there is no such user."""
         ...

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 from mesh.bridges.matrix.content import ACT_BYTES, BOUNCE, MARK, MARK_VERSION, MAX_BODY, Mark, clean, fit
 from mesh.bridges.matrix.port import MESSAGE, REACTION
+from mesh.bridges.matrix.shape import as_dict
 
 MAX_HTML: Final = 65_536  # characters of HTML that are read; an event is not longer
 MAX_TEXT_BYTES: Final = 4 * MAX_BODY  # of a text once read
@@ -68,7 +69,6 @@ class Heard:
     edits: str | None = None
     reacts_to: str | None = None
     mentions: tuple[str, ...] = ()
-    mentions_room: bool = False
     media: Media | None = None
     mark: Mark | None = None
     bounce: int | None = None
@@ -76,7 +76,7 @@ class Heard:
 
 def read(kind: str, content: Mapping[str, Any]) -> Heard | None:
     """What a message or reaction says; None for other kinds and for what says nothing. Total."""
-    related = _dict(content.get("m.relates_to"))
+    related = as_dict(content.get("m.relates_to"))
     if kind == REACTION:
         return _reaction(related)
     if kind != MESSAGE:
@@ -86,11 +86,10 @@ def read(kind: str, content: Mapping[str, Any]) -> Heard | None:
     said = cast("dict[str, Any]", new) if edits and isinstance(new, dict) else content
     if not isinstance(said.get("msgtype"), str) or not isinstance(said.get("body"), str):
         return None
-    reply_to = _id(_dict(related.get("m.in_reply_to")).get("event_id"))
+    reply_to = _id(as_dict(related.get("m.in_reply_to")).get("event_id"))
     thread = _id(related.get("event_id")) if related.get("rel_type") == "m.thread" else None
     if thread and related.get("is_falling_back") is True:
         reply_to = None  # there only for clients that know no threads
-    mentions = _dict(said.get("m.mentions"))
     return Heard(
         text=_text(said, is_reply="m.in_reply_to" in related),
         notice=said["msgtype"] == "m.notice",
@@ -98,8 +97,7 @@ def read(kind: str, content: Mapping[str, Any]) -> Heard | None:
         reply_to=reply_to,
         thread=thread,
         edits=edits,
-        mentions=_mentions(mentions.get("user_ids")),
-        mentions_room=mentions.get("room") is True,
+        mentions=_mentions(as_dict(said.get("m.mentions")).get("user_ids")),
         media=_media(said),
         mark=read_mark(content.get(MARK)),
         bounce=_bounce(content.get(BOUNCE)),
@@ -108,7 +106,7 @@ def read(kind: str, content: Mapping[str, Any]) -> Heard | None:
 
 def read_mark(value: object) -> Mark | None:
     """The mark of an act in an event, when it is one. Total."""
-    found = _dict(value)
+    found = as_dict(value)
     act, root, hops, node = found.get("act"), found.get("root"), found.get("hops"), found.get("node")
     if type(found.get("v")) is not int or found["v"] != MARK_VERSION or not (_is_hex(act) and _is_hex(root)):
         return None
@@ -203,7 +201,7 @@ def _without_silent(rich: str) -> str:
 
 
 def _media(said: Mapping[str, Any]) -> Media | None:
-    sealed, info = _dict(said.get("file")), _dict(said.get("info"))
+    sealed, info = as_dict(said.get("file")), as_dict(said.get("info"))
     url = sealed.get("url") if sealed else said.get("url")
     seal = _seal(sealed) if sealed else None
     if said["msgtype"] not in FILES or not isinstance(url, str) or not MXC.fullmatch(url) or (sealed and not seal):
@@ -215,7 +213,7 @@ def _media(said: Mapping[str, Any]) -> Media | None:
 
 
 def _seal(sealed: Mapping[str, Any]) -> Seal | None:
-    key, iv, sha256 = _dict(sealed.get("key")).get("k"), sealed.get("iv"), _dict(sealed.get("hashes")).get("sha256")
+    key, iv, sha256 = as_dict(sealed.get("key")).get("k"), sealed.get("iv"), as_dict(sealed.get("hashes")).get("sha256")
     texts = [text for text in (key, iv, sha256) if isinstance(text, str) and BASE64.fullmatch(text)]
     return Seal(*texts) if len(texts) == 3 else None  # noqa: PLR2004 - all of them
 
@@ -230,7 +228,3 @@ def _mentions(value: object) -> tuple[str, ...]:
 def _id(value: object) -> str | None:
     """An identifier, when it could be one."""
     return value if isinstance(value, str) and 0 < len(value) <= MAX_ID and value.isprintable() else None
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
