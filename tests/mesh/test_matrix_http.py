@@ -236,8 +236,9 @@ async def test_answers_are_told_apart(status: int, body: str, error: type[Except
         with pytest.raises(error) as raised:
             await api.call("GET", ("client", "v3", "sync"))
         await api.close()
-    if isinstance(raised.value, MatrixUnavailable) and status == 429:
-        assert raised.value.retry_after_s == 2.0
+    if isinstance(raised.value, MatrixUnavailable):
+        assert raised.value.retry_after_s == (2.0 if status == 429 else None)
+        assert raised.value.unsent == ("LIMIT_EXCEEDED" in body)  # else nobody knows what became of it
 
 
 async def test_a_homeserver_that_hangs_or_is_gone_is_unavailable() -> None:
@@ -249,11 +250,12 @@ async def test_a_homeserver_that_hangs_or_is_gone_is_unavailable() -> None:
 
     async with serving(handler) as url:
         api = Api(Access(url, "t"))
-        with pytest.raises(MatrixUnavailable):
+        with pytest.raises(MatrixUnavailable) as hanging:
             await api.call("GET", ("client", "v3", "sync"), timeout_s=0.05)
-    with pytest.raises(MatrixUnavailable):
+    with pytest.raises(MatrixUnavailable) as gone:
         await api.call("GET", ("client", "v3", "sync"))
     await api.close()
+    assert (hanging.value.unsent, gone.value.unsent) == (False, True)
 
 
 async def test_identifiers_are_escaped_in_addresses() -> None:

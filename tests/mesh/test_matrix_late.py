@@ -171,3 +171,12 @@ async def test_what_is_taken_back_before_a_devices_key_comes_stays_closed(store:
     await read(port.inbox)
     port.crypto._open_late(keys, keys.take({"key": True}))  # type: ignore[arg-type]
     assert await read(port.inbox) == [("$2", "m.room.message", True)]
+
+
+async def test_so_it_is_when_the_inbox_has_forgotten_their_ids(account: Account, store: Store) -> None:
+    """What waits for its key is late whenever that comes; what was taken back before or at once stays closed."""
+    await hear(account, sync("s1"), sync("s2", sealed(1), sealed(2), sealed(3), redaction(4, 3)))
+    store.execute("DELETE FROM matrix_inbox")
+    account.inbox.rewind()
+    found = await hear(account, sync("s3", redaction(5, 1), key=True))
+    assert [one for one in found if one[0] in {"$1", "$2", "$3"}] == [("$2", "m.room.message", True)]

@@ -94,9 +94,8 @@ class Device:
         """Sign the device with the user's signing keys, which are made if there are none."""
         kept = self._vault.get(SIGNING)
         keys = SigningKeys.load(kept) if kept else None
-        master = next(
-            iter(as_dict(as_dict(as_dict(answer.get("master_keys")).get(self.user)).get("keys")).values()), None
-        )
+        masters = as_dict(as_dict(answer.get("master_keys")).get(self.user))
+        master = next(iter(as_dict(masters.get("keys")).values()), None)
         if master and (keys is None or keys.public != master) and not replace:
             log.warning("this user has signing keys that are not ours; strict clients share no keys", user=self.user)
             return

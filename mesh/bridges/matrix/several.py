@@ -86,7 +86,7 @@ class Several(Calls):
             begun = asyncio.get_running_loop().time()
             try:
                 await account.run()
-            except Exception as error:
+            except Exception as error:  # of its keys' files, or a fault of ours: the others go on
                 if void := _find(error, MatrixLoggedOut):
                     self.outbox.rest(key)
                     self._lose(key, plain(str(void)))
