@@ -53,9 +53,20 @@ class Bridge:
         self.ready = asyncio.Event()
         inward = Inward(key, self.tables, self._said, node.runtime.chains.used)
         self._outward = Outward(self.port, self.tables, self._find, self.lobby.who, node.identity.mesh)
-        hands = Hands(node, self.port, self.lobby, inward, self._outward, settings, media, self.pages, self._tell)
-        self.hearing = Hearing(hands)
         self.manners = Manners(self.port, self._rooms_with)
+        hands = Hands(
+            node,
+            self.port,
+            self.lobby,
+            inward,
+            self._outward,
+            settings,
+            media,
+            self.pages,
+            self._tell,
+            self.manners.has_read,
+        )
+        self.hearing = Hearing(hands)
         self._changed = asyncio.Event()
         self._places: set[tuple[str, str]] = set()
         self._absent: set[tuple[str, str]] = set()

@@ -50,7 +50,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """What hearing works with. `tell` keeps a problem for a person; `media` is where pictures go."""
+    """What hearing works with. `tell` keeps a problem for a person; `media` is where pictures go.
+
+    `has_read` shows that one of ours has read up to an event of a room.
+    """
 
     node: Node
     port: MatrixPort
@@ -61,6 +64,7 @@ class Hands:
     media: Media
     pages: Pages | None
     tell: Callable[[str], None]
+    has_read: Callable[[str, str, str], None]
 
 
 class Hearing:
@@ -70,6 +74,7 @@ class Hearing:
         self._node, self._port, self._lobby = hands.node, hands.port, hands.lobby
         self._inward, self._outward = hands.inward, hands.outward
         self._settings, self._media, self._pages, self._tell = hands.settings, hands.media, hands.pages, hands.tell
+        self._has_read = hands.has_read
         self._store, self._clock = hands.node.ground.store, hands.node.ground.clock
         self._tables = hands.lobby.tables
         self._lanes: dict[str, deque[Inbound]] = {}
@@ -160,6 +165,8 @@ class Hearing:
             scene = await self._alone_with(event.room, scene)
             media = await self._pictures(heard)
         await self._say(event, lambda: self._acts(event, heard, scene, media), scene.basin)
+        if event.kind == MESSAGE and (voice := self._outward.voice(event.room)):
+            self._has_read(voice, event.room, event.event_id)
 
     def _acts(self, event: Inbound, heard: Heard | None, scene: Scene, media: Sequence[Mapping[str, Any]]) -> list[Act]:
         retired = self._inward.opened(event, scene) if event.late else []

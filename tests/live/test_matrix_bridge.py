@@ -251,6 +251,9 @@ async def test_people_see_who_writes_and_what_was_read(world: Bridged, human: Hu
         await said(human, room, body(bridge, "ada", "Now."))
         typing, _ = await ephemeral(human, room, lambda typing, _receipts: ada not in typing)
         assert typing == []
+        unanswered = await human.say(room, "just saying")
+        node = bridge.port.user_id("_bot")
+        await ephemeral(human, room, lambda _typing, receipts: node in receipts.get(unanswered, {}).get("m.read", {}))
 
 
 async def test_what_people_ask_of_the_node(world: Bridged, human: Human) -> None:
