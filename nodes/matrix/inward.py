@@ -23,6 +23,7 @@ from protocol.husk import is_husk
 from protocol.vocabulary import MAX_TEXT
 
 MINUTE_MS: Final = 60_000
+DAY_MS: Final = 24 * 60 * MINUTE_MS
 UNREAD: Final = "[an encrypted message that cannot be read here yet]"
 STOPPED: Final = "Enough for now."
 TAKEN_BACK: Final = "taken back"
@@ -176,8 +177,10 @@ class Inward:
         return asked
 
     def has_turns(self, event: Inbound, scene: Scene) -> bool:
-        """Whether a person may have ems write once more this minute; counts it."""
-        return self.tables.heed(event.sender, scene.now_ms, MINUTE_MS, scene.settings.messages_per_minute)
+        """Whether a person may have ems write once more this minute and this day; counts it."""
+        now, settings = scene.now_ms, scene.settings
+        this_minute = self.tables.heed(event.sender, now, MINUTE_MS, settings.messages_per_minute)
+        return this_minute and self.tables.heed(f"today {event.sender}", now, DAY_MS, settings.messages_per_day)
 
     def _within(self, act: Act, known: Known) -> Act:
         """A reaction that has an em write once more spends what the talk that it is about has left, and no more."""
@@ -217,7 +220,7 @@ class Inward:
         if not is_bot:
             if self.has_turns(event, scene):
                 return None
-            return f"more than {settings.messages_per_minute} messages a minute"
+            return f"more than {settings.messages_per_minute} messages a minute, or {settings.messages_per_day} a day"
         if not any(user in scene.users for user in heard.mentions) and not scene.called(heard.text):
             return None  # nobody is called: `decide` says so, and it costs the machine nothing
         if not self.tables.heed(f"machine {event.sender}", now, WINDOW_MINUTES * MINUTE_MS, settings.bot_messages):

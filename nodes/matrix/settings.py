@@ -12,6 +12,7 @@ from nodes.settings import Settings
 MAX_PATTERNS: Final = 256  # users or servers in one list
 MAX_MINUTES: Final = 10_080.0  # a week; what is older is history
 MAX_COUNT: Final = 10_000
+MAX_PER_DAY: Final = 1_000_000
 MAX_TOKENS: Final = 100_000_000
 WINDOW_MINUTES: Final = 10  # in which a machine's messages are counted
 
@@ -88,6 +89,9 @@ class Matrix(Settings):
     )
     messages_per_minute: int = Field(
         default=20, ge=1, le=MAX_COUNT, description="Of one person that are answered; the others are read."
+    )
+    messages_per_day: int = Field(
+        default=500, ge=1, le=MAX_PER_DAY, description="The same for a whole day: a machine that hides is held by it."
     )
     bot_messages: int = Field(
         default=5, ge=0, le=MAX_COUNT, description=f"Of one machine that are answered in {WINDOW_MINUTES} minutes."

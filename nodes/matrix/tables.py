@@ -281,7 +281,7 @@ class Tables:
         self._store.execute("DELETE FROM room_moves WHERE new = ?", (new,))
 
 
-HEEDED_MS: Final = 24 * 3_600_000  # how long a sender's count is kept; every window is shorter
+HEEDED_MS: Final = 25 * 3_600_000  # how long a sender's count is kept; every window is shorter
 
 _KNOWN: Final = "SELECT event_id, room, act, speaker, thread FROM room_events"
 
