@@ -102,7 +102,7 @@ async def test_a_person_is_answered_so_often_a_minute(world: Alone, model: Scrip
     world.hears(said("$other", "ada, and me?", "@other:x"))
     await world.idle()
     assert len(model.requests) == 5
-    assert act(world, "ada, 4?").body["quiet"] == "more than 4 messages a minute"
+    assert act(world, "ada, 4?").body["quiet"] == "more than 4 messages a minute, or 500 a day"
     assert "quiet" not in act(world, "ada, and me?").body
 
 
