@@ -4,10 +4,11 @@ Clients that share no keys with unsigned devices (MSC4153) keep an em with such 
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from mesh.bridges.matrix.api import Access, Api
 from mesh.bridges.matrix.errors import MatrixError
+from mesh.bridges.matrix.shape import as_dict
 from mesh.words import plain
 from nodes.doctor import Check
 from nodes.matrix.homeserver import ASK_S
@@ -41,12 +42,12 @@ def check_user(user: str, answer: Mapping[str, Any]) -> Check:
     from mesh.bridges.matrix.crosssigning import is_signed
 
     name = plain(user, 100)
-    devices = {key: _dict(one) for key, one in _dict(_dict(answer.get("device_keys")).get(user)).items()}
+    devices = {key: as_dict(one) for key, one in as_dict(as_dict(answer.get("device_keys")).get(user)).items()}
     if not devices:
         told = f"{name} has no keys at the homeserver, so it reads nothing that is encrypted; restart the node"
         return Check("devices", "fail", told)
-    master = _dict(_dict(answer.get("master_keys")).get(user))
-    own = _dict(_dict(answer.get("self_signing_keys")).get(user))
+    master = as_dict(as_dict(answer.get("master_keys")).get(user))
+    own = as_dict(as_dict(answer.get("self_signing_keys")).get(user))
     top, public = _key(master), _key(own)
     if top is None or public is None or not is_signed(own, user, top):
         told = f"{name} has no keys that sign its devices, so strict clients share no keys; restart the node"
@@ -63,9 +64,5 @@ def check_user(user: str, answer: Mapping[str, Any]) -> Check:
 
 def _key(value: Mapping[str, Any]) -> str | None:
     """The one public key that a signing key's object names."""
-    found = next(iter(_dict(value.get("keys")).values()), None)
+    found = next(iter(as_dict(value.get("keys")).values()), None)
     return found if isinstance(found, str) else None
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
