@@ -32,6 +32,11 @@ from protocol.acts import Act, reply_key
 
 PROBLEMS: Final = 50  # newest problems that are remembered for a person
 
+LOGGED_OUT: Final = {
+    "appservice": "name the registration in homeserver.yaml and restart the homeserver; it is tried every minute",
+    "account": "stop the node, log in again with mesh matrix login, and start it",
+}
+
 log = structlog.get_logger(__name__)
 
 
@@ -147,11 +152,12 @@ class Bridge:
                     group.create_task(self.manners.run(), name="matrix manners")
                     group.create_task(self._attend(), name="matrix lobby")
                     group.create_task(self._look_back(), name="matrix look back")
+                    group.create_task(self._welcome(), name="matrix welcome")
                     self.ready.set()
             except* MatrixLoggedOut as error:
                 self.ready.clear()
-                self._tell(f"{_first(error)}; then start the node again")
-                await loop.create_future()
+                self._tell(f"{_first(error)}: {LOGGED_OUT[self.port.caps.way]}")
+                wait_s = AGAIN_S[1]
             except* MatrixError as error:
                 self.ready.clear()
                 self._tell(str(_first(error)))
@@ -165,6 +171,10 @@ class Bridge:
                 wait_s = AGAIN_S[0]  # it went well for long
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, AGAIN_S[1])
+
+    async def _welcome(self) -> None:
+        await self.port.ready.wait()
+        log.info("Matrix is listened to", user=self.port.user_id(BOT), rooms=len(self.tables.rooms()))
 
     # The port's part
 

@@ -217,6 +217,8 @@ class Hearing:
             case "stop":
                 return [self._inward.command(event, "cancel", {"text": STOPPED}, scene)], "Stopped."
             case "next":
+                if asked.words and em is None:
+                    return [], f"Whom? Here are {', '.join(sorted(scene.ems)) or 'no ems'}."
                 chosen = em or house.next_speaker(store, scene)
                 if chosen is None or not self._inward.has_turns(event, scene):
                     return [], "No em sits here." if chosen is None else "That is enough for this minute."
@@ -304,6 +306,7 @@ class Hearing:
             basin,
             self._clock(),
             sitting,
+            frozenset(em for em, one in (place.roster.ems if place else {}).items() if not one.settings.mute) & sitting,
             users,
             self._node.config.basin(basin).budget,
             self._settings,

@@ -34,7 +34,7 @@ Used = Callable[[bytes], tuple[int, int]]  # acts and tokens that a chain of our
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Where an event happened. `ems` sit there, `users` tells which Matrix users they are.
+    """Where an event happened. `ems` sit there, the `able` may speak, `users` are their Matrix users.
 
     `minted` is what a chain begins with; `called` tells whether a text names one of the ems, `echoes` whether
     one of them said it just so. `alone` is the em that a person is alone with: whatever is said there is said to it.
@@ -43,6 +43,7 @@ class Scene:
     basin: str
     now_ms: int
     ems: frozenset[str]
+    able: frozenset[str]
     users: Mapping[str, str]
     minted: Minted
     settings: Matrix
@@ -117,6 +118,8 @@ class Inward:
         act = self._act(event, "react", [ActId(known.act)], {"text": heard.text, **more}, scene)
         if asked in {"retry", "continue"}:
             act = self._within(act, known)
+            if act.budget.spent(scene.now_ms):  # nobody would write: then nothing is taken back either
+                act, asked = msgspec.structs.replace(act, body={"text": heard.text}), None
         self.tables.note(Known(event.event_id, event.room, act.id, "", None))
         before = self._taken_back(known, event, scene, "retry") if asked == "retry" else []
         return [*before, act]
@@ -172,7 +175,7 @@ class Inward:
         if asked not in {"retry", "continue"}:
             return asked
         said = self.find(known.act)
-        if known.speaker not in scene.ems or said is None or is_husk(said) or not self.has_turns(event, scene):
+        if known.speaker not in scene.able or said is None or is_husk(said) or not self.has_turns(event, scene):
             return None
         return asked
 

@@ -71,11 +71,16 @@ class Lobby:
         with self._store.transaction():
             self.tables.set_room(joined, basin, everyone=ems is None)
             self.tables.set_name(joined, name)
-            self.tables.set_member(joined, Member(BOT, "joined"))
+            self._sit(joined, BOT)
         self._node.host()
         await self._list(joined, basin)
+        await self._dress([BOT])
         wanted = self._listeners(basin) if ems is None else list(ems)
         problems = await self._enter(joined, [em for em in wanted if not self.tables.sits(em, joined)])
+        if not wanted:
+            problems.append(
+                f"no em listens in {basin}: name some (--ems), or add it to the basins in their config.yaml"
+            )
         return joined, [em for em in self.tables.joined(joined) if em != BOT], problems
 
     async def _check_mixing(self, room: str, basin: str) -> None:
@@ -103,7 +108,7 @@ class Lobby:
         if not room.startswith("!"):
             target = await self._port.join(BOT, room)
             with self._store.transaction():
-                self.tables.set_member(target, Member(BOT, "joined"))
+                self._sit(target, BOT)
         basin = self._settle(target)
         if problems := await self._enter(target, [em]):
             raise MatrixRefused(problems[0], "NOT_JOINED", 0)
@@ -163,7 +168,15 @@ class Lobby:
             log.warning("the space does not list a room as it should", reason=plain(str(error)))
 
     async def fill(self) -> None:
-        """Have everybody come in who listens in a basin whose rooms are for everyone; whoever was put out stays out."""
+        """Have everybody come in who listens in a basin whose rooms are for everyone; whoever was put out stays out.
+
+        Whoever has another Matrix user than before, such as an account of its own, comes in with that one.
+        """
+        for room, _, _ in self.tables.rooms():
+            sitting = [one for one in self.tables.members(room) if one.state == "joined" and one.em != BOT]
+            changed = [one.em for one in sitting if one.user != self._port.user_id(one.em)]
+            for problem in await self._enter(room, [em for em in changed if em in self._node.runtime.ems]):
+                log.warning("an em cannot sit in a room with its new user", problem=problem)
         for room, basin in self.tables.for_everyone():
             absent = missing(self._listeners(basin), self.tables.members(room))
             for problem in await self._enter(room, absent):
@@ -183,10 +196,12 @@ class Lobby:
             return
         await self._port.join(em, event.room)
         self._settle(event.room)
+        name = read_name(await self._port.state(em, event.room, NAME) or {})
         here = list(self._node.runtime.ems) if em == BOT and self.shares_all() else []
         with self._store.transaction():
+            self.tables.set_name(event.room, name)
             for one in [em, *(one for one in here if self.shares(one))]:
-                self.tables.set_member(event.room, Member(one, "joined"))
+                self._sit(event.room, one)
         self._node.host()
         await self._dress([em])
         for problem in await self._enter(event.room, [one for one in here if not self.shares(one)]):
@@ -244,7 +259,7 @@ class Lobby:
         with self._store.transaction():
             self.tables.move(old, new)
             for em in [first, *(em for em in sitting if self.shares(em))]:
-                self.tables.set_member(new, Member(em, "joined"))
+                self._sit(new, em)
         self._node.host()
         rest = [em for em in sitting if em not in {first, BOT} and not self.shares(em)]
         for problem in await self._enter(new, rest):
@@ -265,12 +280,21 @@ class Lobby:
                 "basin": basin,
                 "encrypted": self._port.inbox.is_encrypted(room),
                 "members": [
-                    {"em": one.em, "user": self._port.user_id(one.em), "state": one.state, "reason": one.reason}
+                    {"em": one.em, "user": self._port.user_id(one.em), **self._standing(one)}
                     for one in self.tables.members(room)
                 ],
             }
             for room, basin, name in self.tables.rooms()
         ]
+
+    def _standing(self, one: Member) -> dict[str, str]:
+        if one.state == "joined" and one.em != BOT and one.em not in self._node.runtime.ems:
+            return {"state": "out", "reason": "there is no such em here any more; mesh matrix leave --em takes it away"}
+        return {"state": one.state, "reason": one.reason}
+
+    def _sit(self, room: str, em: str) -> None:
+        """Note that one of ours sits in a room; within a transaction."""
+        self.tables.set_member(room, Member(em, "joined", user=self._port.user_id(em)))
 
     def _settle(self, room: str) -> str:
         """The basin of a room; one of its own if it had none."""
@@ -300,7 +324,7 @@ class Lobby:
                 problems.append(f"{em} cannot join: {error}")
                 continue
             with self._store.transaction():
-                self.tables.set_member(room, Member(em, "joined"))
+                self._sit(room, em)
             entered.append(em)
         if entered:
             self._node.host()

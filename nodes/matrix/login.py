@@ -53,7 +53,9 @@ def read_login(keys: Path) -> Login | None:
     except OSError as error:
         raise NodeError(told(f"{path} cannot be read", error, "check its owner and permissions")) from None
     except msgspec.MsgspecError:
-        raise NodeError(f"{path} is damaged; make it anew with: mesh matrix register, or: mesh matrix login") from None
+        raise NodeError(
+            f"{path} is damaged; move it away, then make it anew with: mesh matrix register, or: mesh matrix login"
+        ) from None
 
 
 def write_login(keys: Path, login: Login) -> None:

@@ -70,7 +70,7 @@ def operations(bridge: Bridge, way: str, homeserver: str) -> Operations:
             "way": way,
             "user": port.user_id(BOT),
             "homeserver": homeserver,
-            "ready": bridge.ready.is_set() and port.ready.is_set(),
+            "ready": bridge.ready.is_set() and port.ready.is_set() and port.reached,
             "waiting_in": port.inbox.waiting(),
             "waiting_out": port.outbox.waiting(),
             "problems": list(bridge.problems),

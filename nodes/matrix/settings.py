@@ -69,7 +69,7 @@ class Matrix(Settings):
         default=(),
         max_length=MAX_PATTERNS,
         strict=False,
-        description="Who may invite ems, beside you: [@mara:example.org, '@*:example.org'].",
+        description="Who may invite ems, beside you: ['@mara:example.org', '@*:example.org'].",
     )
     bots: tuple[Users, ...] = Field(
         default=(),

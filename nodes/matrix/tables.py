@@ -17,7 +17,8 @@ BRIDGE_SCHEMA: Final = (
     ) WITHOUT ROWID;
     CREATE INDEX rooms_of_basin ON rooms (basin);
     CREATE TABLE room_members (
-        room TEXT NOT NULL, em TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (room, em)
+        room TEXT NOT NULL, em TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, user TEXT NOT NULL,
+        PRIMARY KEY (room, em)
     ) WITHOUT ROWID;
     CREATE TABLE room_events (
         n INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, room TEXT NOT NULL, act BLOB NOT NULL,
@@ -48,11 +49,15 @@ BRIDGE_SCHEMA: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An em, or BOT, and whether it sits in a room: `out` is one that left or was put out, and why."""
+    """An em, or BOT, and whether it sits in a room: `out` is one that left or was put out, and why.
+
+    `user` is the Matrix user that it sat there with.
+    """
 
     em: str
     state: Literal["joined", "out"]
     reason: str = ""
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,7 @@ class Tables:
 
     def members(self, room: str) -> list[Member]:
         """Everybody of ours who sits in a room or once did."""
-        sql = "SELECT em, state, reason FROM room_members WHERE room = ? ORDER BY em"
+        sql = "SELECT em, state, reason, user FROM room_members WHERE room = ? ORDER BY em"
         return [Member(*row) for row in self._store.rows(sql, (room,))]
 
     def joined(self, room: str) -> list[str]:
@@ -146,8 +151,8 @@ class Tables:
 
     def set_member(self, room: str, member: Member) -> None:
         """Note that somebody of ours came or went."""
-        row = (room, member.em, member.state, member.reason)
-        self._store.execute("INSERT OR REPLACE INTO room_members VALUES (?, ?, ?, ?)", row)
+        row = (room, member.em, member.state, member.reason, member.user)
+        self._store.execute("INSERT OR REPLACE INTO room_members VALUES (?, ?, ?, ?, ?)", row)
 
     def note(self, known: Known) -> None:
         """Remember which act an event stands for."""

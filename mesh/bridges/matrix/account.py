@@ -124,6 +124,7 @@ class Account(Speaking):
         super().__init__(api, store, clock, caps, on_done, own=own, keys=keys)
         self._me, self._device = session.user_id, session.device_id
         self.ready = asyncio.Event()
+        self.reached = False
 
     async def run(self) -> None:
         """Receive and send until cancelled. Raises MatrixLoggedOut (in an ExceptionGroup) when the token is void."""
@@ -191,7 +192,9 @@ class Account(Speaking):
             else:
                 wait_s = BACKOFF_S[0]
                 self.ready.set()
+                self.reached = True
                 continue
+            self.reached = False
             log.info("nothing can be heard from Matrix just now; trying again", reason=reason)
             await asyncio.sleep(wait_s * random.uniform(0.75, 1.0))
             wait_s = min(2 * wait_s, BACKOFF_S[1])

@@ -185,7 +185,7 @@ def _judged(status: int, body: bytes) -> dict[str, Any]:
     if status in {TOO_MANY, REQUEST_TIMEOUT} or code in HEALING:
         raise MatrixUnavailable(told, _patience(answer or {}), unsent=status != REQUEST_TIMEOUT)
     if code in LOGGED_OUT:
-        raise MatrixLoggedOut("the homeserver does not know the access token any more; log in again (mesh matrix)")
+        raise MatrixLoggedOut("the homeserver does not know the token")
     raise MatrixRefused(told, code, status)
 
 

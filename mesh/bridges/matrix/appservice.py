@@ -65,6 +65,7 @@ class AppService(Speaking):
         self.ready = asyncio.Event()
         self._last_push = 0  # the number of the homeserver's last transaction
         self._is_away = False
+        self.reached = False
 
     async def run(self) -> None:
         """Receive and send until cancelled. Raises MatrixError when the port is taken, MatrixLoggedOut (in a group)."""
@@ -93,13 +94,15 @@ class AppService(Speaking):
                 await self.ping()
             except MatrixUnavailable as error:
                 log.warning("the homeserver does not reach us", url=self._registration.url, reason=plain(str(error)))
-                self._is_away = True
+                self._is_away, self.reached = True, False
             except MatrixRefused as error:
                 log.info("the homeserver knows no pings; what it kept comes in its own time", code=error.code)
                 self.missed.set()
+                self.reached = True
                 return
             else:
                 self._came_back()
+                self.reached = True
                 wait_s = NUDGE_S[0]
                 await asyncio.sleep(WATCH_S)
                 continue

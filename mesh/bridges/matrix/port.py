@@ -60,6 +60,11 @@ class MatrixPort(Protocol):
         ...
 
     @property
+    def reached(self) -> bool:
+        """Whether the homeserver was there, and reached us, when that was tried last."""
+        ...
+
+    @property
     def inbox(self) -> Inbox:
         """What was heard, once each, until it is handled."""
         ...

@@ -59,6 +59,11 @@ class Several(Calls):
         return self._primary.outbox
 
     @property
+    def reached(self) -> bool:
+        """Whether the primary's homeserver was there, and reached us, when that was tried last."""
+        return self._primary.reached
+
+    @property
     def ready(self) -> asyncio.Event:
         """Set while the primary can hear."""
         return self._primary.ready
