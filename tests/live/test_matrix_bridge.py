@@ -519,3 +519,35 @@ async def test_nobody_presses_a_button_for_ever(world: Bridged, human: Human) ->
             await react(human, room, reply["event_id"], "▶️" + "\ufe0f" * (number % 2) + " " * number)
         await idle(world)
         assert 2 <= len(model.requests) <= 4
+
+
+async def test_what_a_muted_em_said_is_not_taken_back(world: Bridged, human: Human) -> None:
+    """Another try is only asked of an em that may speak; else what it said stays."""
+    async with world.up(Scripted(["Mine."])) as bridge:
+        room = await tea(world, human)
+        await human.say(room, "hello ada")
+        reply = (await said(human, room, body(bridge, "ada", "Mine.")))[-1]
+        await human.say(room, "!mesh mute ada 5")
+        await noticed(human, room, 1)
+        await react(human, room, reply["event_id"], "🔁")
+        await until(lambda: ("react", human.id, "🔁") in acts(world))
+        await idle(world)
+        assert body(bridge, "ada", "Mine.") in [one["content"]["body"] for one in await messages(human, room)]
+
+
+async def test_an_em_that_gets_an_account_of_its_own_comes_in_with_it(
+    shared: Shared, world: Bridged, human: Human
+) -> None:
+    """Where it sat it sits still, under its new user, and answers there."""
+    async with world.up(Scripted(["Before."])) as bridge:
+        room = await tea(world, human)
+        await human.say(room, "hello ada")
+        await said(human, room, body(bridge, "ada", "Before."))
+    session = await new_session(shared[0])
+    world.own = {"ada": session}
+    async with world.up(Scripted(["After."])) as bridge:
+        while await membership(human, room, session.user_id) != "join":
+            await asyncio.sleep(0.02)
+        await human.say(room, "hello again, ada")
+        answer = (await said(human, room, "After."))[-1]
+        assert answer["sender"] == session.user_id == bridge.port.user_id("ada")

@@ -85,7 +85,6 @@ def test_invitations(vector: dict[str, Any]) -> None:
         MESH.public,
         bytes.fromhex(vector["secret"]),
         vector["expires_s"],
-        bytes.fromhex(vector["certificate"]),
         tuple(vector["addresses"]),
     )
     assert (write_code(invitation), write_link(invitation)) == (vector["code"], vector["link"])

@@ -14,8 +14,10 @@ from matrix_rig import Human
 
 from mesh.bridges.matrix.account import Account, Session
 from mesh.bridges.matrix.appservice import AppService
+from mesh.bridges.matrix.common import Own
 from mesh.bridges.matrix.port import MESSAGE, MatrixPort
 from mesh.bridges.matrix.registration import Registration
+from mesh.bridges.matrix.several import Several
 from mesh.bus.memory import MemoryBroker
 from mesh.clock import now_ms
 from nodes.config import Budget, MeshConfig
@@ -42,6 +44,7 @@ class Bridged(World):
         super().__init__(path, broker, config)
         self.clock = now_ms
         self.synapse, self.way, self.owner = synapse, way, owner
+        self.own: dict[str, Session] = {}  # accounts of ems
 
     def em(self, name: str, config: str = "reply_on_floor: false\nbasins: [tea]\n") -> None:
         write_em(self.ems, name, config)
@@ -54,13 +57,16 @@ class Bridged(World):
 
     def port(self, bridge: Bridge, node: Node) -> MatrixPort:
         store = node.ground.store
+        primary: AppService | Account
         if isinstance(self.way, Session):
-            return Account(self.way, store, now_ms, bridge.done)
-        registration, listen = self.way
-        pages = bridge.pages.page if bridge.pages else None
-        return AppService(
-            self.synapse.url, registration, ("127.0.0.1", listen), store, now_ms, on_done=bridge.done, pages=pages
-        )
+            primary = Account(self.way, store, now_ms, bridge.done)
+        else:
+            registration, listen = self.way
+            pages = bridge.pages.page if bridge.pages else None
+            where = ("127.0.0.1", listen)
+            primary = AppService(self.synapse.url, registration, where, store, now_ms, on_done=bridge.done, pages=pages)
+        own = {em: Account(one, store, now_ms, own=Own(em, primary)) for em, one in self.own.items()}
+        return Several(primary, own, bridge.lost) if own else primary
 
     @asynccontextmanager
     async def up(self, model: Model) -> AsyncIterator[Bridge]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.bus.base import Bus
 from mesh.bus.memory import MemoryBroker
+from mesh.links.session import LINKS_SCHEMA
 from mesh.store import MESH_SCHEMA, Store
 from mesh.trust import Trust
 from nodes.config import MeshConfig
@@ -15,6 +16,7 @@ from nodes.matrix.tables import BRIDGE_SCHEMA
 from nodes.media import Media
 from nodes.models.base import Model
 from nodes.node import Ground, Identity, Node
+from nodes.peers.tables import PEERS_SCHEMA
 from nodes.prompt import Style
 from nodes.speaker import Models
 from nodes.turns import TURNS_SCHEMA
@@ -30,7 +32,14 @@ MESH = Signer(b"m" * 32, KeyKind.MESH)
 NODE = Signer(b"n" * 32, KeyKind.NODE)
 CLIENT = Signer(b"c" * 32, KeyKind.NODE)
 OTHER = Signer(b"o" * 32, KeyKind.NODE)
-SCHEMAS = {"mesh": MESH_SCHEMA, "turns": TURNS_SCHEMA, "matrix": MATRIX_SCHEMA, "rooms": BRIDGE_SCHEMA}
+SCHEMAS = {
+    "mesh": MESH_SCHEMA,
+    "turns": TURNS_SCHEMA,
+    "matrix": MATRIX_SCHEMA,
+    "rooms": BRIDGE_SCHEMA,
+    "links": LINKS_SCHEMA,
+    "peers": PEERS_SCHEMA,
+}
 MESH_ID = MeshId(MESH.public)
 BUDGET = Budget(6, 16, 50_000, NOW + 600_000)
 

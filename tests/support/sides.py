@@ -49,6 +49,15 @@ class Side:
     def sent(self, peer: MeshId) -> Sequence[tuple[str, int]]:  # noqa: ARG002 - one peer
         return list(self.gives.items())
 
+    def may_have(self, peer: MeshId, origin: MeshId, basin: str, act: Act) -> bool:  # noqa: ARG002
+        return act.text != "not for you"
+
+    def kept(self, peer: MeshId, basin: str) -> None:
+        """Nothing is noted here."""
+
+    def pace_s(self, peer: MeshId, basin: str, acts: int) -> float:  # noqa: ARG002
+        return 0.0
+
     def takes(self, peer: MeshId, basin: str) -> bool:  # noqa: ARG002 - one peer
         return basin in self.taken
 
