@@ -56,6 +56,11 @@ class Trust:
         """What vouches for a node, if anything does."""
         return self._certificates.get((MeshId(mesh), NodeId(node)))
 
+    def revoked(self, mesh: str, node: str) -> bool:
+        """Whether a mesh has taken a node out of service."""
+        held = self._revoked.get(mesh)
+        return held is not None and node in held.nodes
+
     def knows(self, mesh: str) -> bool:
         """Whether any certificate of a mesh is held."""
         return any(held == mesh for held, _ in self._certificates)

@@ -1,6 +1,7 @@
 """What every chain of replies may still spend, as this node sees it."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -9,15 +10,24 @@ from protocol.acts import Act
 from protocol.budget import Budget
 from protocol.keys import MeshId
 
+Mint = Callable[[str, int], Budget]  # a basin and Unix milliseconds: what a chain that begins there then gets here
+
 MAX_CHAINS: Final = 16_384  # chains kept in mind; the oldest is forgotten, and its acts' own budgets still bind
 
 
 @dataclass(slots=True)
 class Chain:
-    """One chain: its limit, the acts seen, reserved, and promised (said, and not heard yet), the tokens spent."""
+    """One chain: its limit, the acts seen, reserved, and promised (said, and not heard yet), the tokens spent.
+
+    `begun` is what it began with, `limit` what of that counts here, `mesh` who began it, as far as was heard.
+    `charged`: it is counted among the chains that its mesh began today.
+    """
 
     basin: str
     limit: Budget
+    begun: Budget
+    mesh: MeshId
+    charged: bool = False
     seen: int = 0
     reserved: int = 0
     tokens: int = 0
@@ -35,12 +45,26 @@ class Chain:
         """Tokens that nobody is known to have spent."""
         return self.limit.tokens - self.tokens
 
+    def spent_by(self, act: Act) -> int:
+        """The tokens that were spent before an act, as far as it tells. Our own answers tell it of `limit`."""
+        left = act.budget.tokens
+        return (self.begun if left > self.limit.tokens else self.limit).tokens - left
+
+    def spent(self, act: Act, now_ms: int) -> str | None:
+        """Why an act of another mesh's chain, which may go on as they see it, has come to its end for us, or None."""
+        if act.budget.hops <= self.begun.hops - self.limit.hops:
+            return "no hops left of what a chain from elsewhere gets here"
+        return "its time is over, of what a chain from elsewhere gets here" if now_ms >= self.limit.until_ms else None
+
 
 class Chains:
-    """All chains of a node of `mesh`. An act is reserved before a model is called: no two ems spend the last one."""
+    """All chains of a node of `mesh`. An act is reserved before a model is called: no two ems spend the last one.
 
-    def __init__(self, mesh: MeshId) -> None:
-        self._mesh = mesh
+    Chains that other meshes began get no more here than one of our own would: `mint` tells what that is.
+    """
+
+    def __init__(self, mesh: MeshId, mint: Mint | None = None) -> None:
+        self._mesh, self._mint = mesh, mint
         self._chains: OrderedDict[bytes, Chain] = OrderedDict()
 
     def hear(self, entry: Entry) -> None:
@@ -51,13 +75,37 @@ class Chains:
             return
         chain = self._chains.get(act.root)
         if chain is None:
-            chain = self._chains[act.root] = Chain(entry.basin, act.budget)
+            limit = act.budget if entry.mesh == self._mesh else self._clamped(entry)
+            chain = self._chains[act.root] = Chain(entry.basin, limit, act.budget, entry.mesh)
             if len(self._chains) > MAX_CHAINS:
                 self._chains.popitem(last=False)
         if not act.is_root:
             chain.promised.discard(act.id)
             chain.seen += 1
-            chain.tokens = max(chain.tokens, chain.limit.tokens - act.budget.tokens)
+            chain.tokens = max(chain.tokens, chain.spent_by(act))
+
+    def _clamped(self, entry: Entry) -> Budget:
+        """What a chain that another mesh began may spend here."""
+        told = entry.act.budget
+        if self._mint is None:
+            return told
+        ours = self._mint(entry.basin, entry.act.at_ms)
+        return Budget(
+            min(told.hops, ours.hops),
+            min(told.acts, ours.acts),
+            min(told.tokens, ours.tokens),
+            min(told.until_ms, ours.until_ms),
+        )
+
+    def charge(self, act: Act) -> tuple[MeshId, bool] | None:
+        """Which other mesh pays for an answer to this act, and whether its chain is counted already; None: nobody."""
+        chain = self._chains.get(act.root)
+        return None if chain is None or chain.mesh == self._mesh else (chain.mesh, chain.charged)
+
+    def charged(self, act: Act) -> None:
+        """The chain of this act has been counted among those that its mesh began."""
+        if chain := self._chains.get(act.root):
+            chain.charged = True
 
     def is_stop(self, entry: Entry) -> bool:
         """Whether an act is a word of a person here that all talk in its basin is to end."""
@@ -72,6 +120,8 @@ class Chains:
             return "its chain is forgotten"
         if chain.stopped:
             return "a person stopped it"
+        if reason := chain.spent(act, now_ms):
+            return reason
         if chain.acts_left <= 0:
             return "no acts left"
         return "no tokens left" if chain.tokens_left <= 0 else None

@@ -21,6 +21,7 @@ COMMANDS: Final[dict[str, str]] = {
     "status": "how the node is",
     "doctor": "what is wrong, if anything, and what to do",
     "matrix": "register, login, join, doctor: the ems in Matrix rooms",
+    "peer": "invite, accept, share, leave: links to other people's meshes",
     "keys": "show, rotate: who this mesh is",
     "export": "put a whole home into one archive",
     "import": "make a home from an archive",

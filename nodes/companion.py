@@ -45,6 +45,53 @@ class Companion(Protocol):
         ...
 
 
+class Companions:
+    """Several companions as one."""
+
+    def __init__(self, *companions: Companion) -> None:
+        self._all = companions
+
+    def hear(self, entries: Sequence[Entry]) -> None:
+        """Each hears them."""
+        for one in self._all:
+            one.hear(entries)
+
+    def proceed(self) -> None:
+        """Each is told."""
+        for one in self._all:
+            one.proceed()
+
+    def show(self, basin: str, act: Act) -> None:
+        """Each is shown it."""
+        for one in self._all:
+            one.show(basin, act)
+
+    def ended(self, turn: Taken, act: Act | None) -> None:
+        """Each is told."""
+        for one in self._all:
+            one.ended(turn, act)
+
+    def listens(self, em: str, basin: str) -> bool | None:
+        """No of any of them is a no; otherwise the first that has an opinion is right."""
+        told = [there for one in self._all if (there := one.listens(em, basin)) is not None]
+        return all(told) if told else None
+
+    def basins(self) -> Iterable[str]:
+        """Those of all."""
+        return {basin for one in self._all for basin in one.basins()}
+
+    def hosted(self) -> None:
+        """Each is told."""
+        for one in self._all:
+            one.hosted()
+
+    async def run(self) -> None:
+        """All at once; what one of them raises ends all."""
+        async with asyncio.TaskGroup() as group:
+            for one in self._all:
+                group.create_task(one.run(), name=type(one).__name__.lower())
+
+
 class Alone:
     """No companion."""
 

@@ -11,6 +11,7 @@ from nodes.commented import commented
 from nodes.errors import ModelRefused
 from nodes.matrix.settings import Matrix
 from nodes.models import names
+from nodes.peers.settings import Links
 from nodes.settings import Name, Settings
 
 MAX_HOPS: Final = 64  # replies to replies; talk that goes deeper has long begun anew
@@ -202,6 +203,7 @@ class MeshConfig(Settings):
         "yappings is for idle talk and testing; every node has it.",
     )
     limits: Limits = Field(default_factory=Limits, description="What this node takes upon itself.")
+    links: Links = Field(default_factory=Links, description="Links to other people's nodes; see `mesh peer`.")
     matrix: Matrix = Field(default_factory=Matrix, description="Matrix rooms; log in with `mesh matrix`.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least that is logged: debug, info, warning or error."

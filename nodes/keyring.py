@@ -82,6 +82,19 @@ class Keyring:
         except (OSError, ProtocolError) as error:
             raise HomeError(f"{path} is no certificate for this node's key: {error}; {self._mend('node')}") from None
 
+    def documents(self) -> tuple[list[bytes], list[bytes]]:
+        """All certificates and revocation lists of this home as they were signed, the node's own certificate first.
+
+        Raises HomeError.
+        """
+        own = self._certificate(NodeId(self.signer("node").public))
+        try:
+            others = [path for path in self._certificates() if path != own]
+            lists = sorted(self.keys.glob("*.revocation"))
+            return [path.read_bytes() for path in (own, *others)], [path.read_bytes() for path in lists]
+        except OSError as error:
+            raise HomeError(told(f"{self.keys} cannot be read", error, "check its owner and permissions")) from None
+
     def trust(self) -> Trust:
         """Everything this home has certified and revoked."""
         path = self.keys

@@ -94,7 +94,7 @@ class Node:
             self._ended,
             config.limits.queue,
         )
-        self.runtime = Runtime(parts)
+        self.runtime = Runtime(parts, self._mint)
         forgetting = Forgetting(ground.store, Own(identity.mesh, identity.signer), self._forget)
         self.ledger = Ledger(ground.bus, ground.store, identity.trust, ground.clock, self._hear, forgetting)
         self.companion: Companion = Alone()
@@ -142,14 +142,20 @@ class Node:
 
     async def _begin(self, basin: str, author: str, refs: list[ActId], kind: str, body: dict[str, Any]) -> Act:
         """Say a root."""
-        now = self.ground.clock()
-        budget = self.config.basin(check_name(basin)).budget
-        until = now + int(budget.minutes * MINUTE_MS)
-        identity = new_id(now, secrets.token_bytes(RANDOM_BYTES))
-        minted = Budget(budget.hops, budget.acts, budget.tokens, until)
-        act = Act(identity, kind, author, refs, identity, minted, now, body)
+        act = self.root(basin, author, refs, kind, body)
         await self.outbox.say(basin, act)
         return act
+
+    def root(self, basin: str, author: str, refs: list[ActId], kind: str, body: dict[str, Any]) -> Act:
+        """An act that begins a chain with the basin's budget; it is not said yet."""
+        now = self.ground.clock()
+        identity = new_id(now, secrets.token_bytes(RANDOM_BYTES))
+        return Act(identity, kind, author, refs, identity, self._mint(check_name(basin), now), now, body)
+
+    def _mint(self, basin: str, now_ms: int) -> Budget:
+        """What a chain that begins now in a basin may spend."""
+        budget = self.config.basin(basin).budget
+        return Budget(budget.hops, budget.acts, budget.tokens, now_ms + int(budget.minutes * MINUTE_MS))
 
     async def load(self) -> bool:
         """Read what changed in the em folders and host what is in them now; returns whether anything changed.

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -13,7 +13,7 @@ from mesh.entries import Entry, find, recent
 from mesh.errors import MeshError
 from mesh.outbox import Outbox
 from mesh.store import Store
-from nodes.chains import Chains
+from nodes.chains import Chains, Mint
 from nodes.chatlog import Line
 from nodes.em import Em
 from nodes.errors import ModelError, ModelRefused
@@ -24,6 +24,7 @@ from nodes.speaker import Draft, Models, Reply, ask, draft
 from nodes.turn import Roster, decide
 from nodes.turns import Ending, Taken, Turns
 from protocol.acts import Act, ActId, reply_id
+from protocol.budget import Budget
 from protocol.keys import MeshId
 
 HOUR_MS: Final = 3_600_000
@@ -52,13 +53,38 @@ class Parts:
     queue: int  # turns an em may have before it; beyond that it skips to what is newer
 
 
+class Quotas(Protocol):
+    """What chains that other meshes began may cost; asked before a model is called."""
+
+    def reserve(self, mesh: MeshId, tokens: int, *, begins: bool) -> str | None:
+        """Why so many tokens more may not be spent for a mesh, or None; `begins`: in a chain not counted yet."""
+        ...
+
+    def settle(self, mesh: MeshId, reserved: int, used: int) -> None:
+        """What was reserved and not used is given back."""
+        ...
+
+
+class Nobody:
+    """No other mesh may cost anything."""
+
+    def reserve(self, mesh: MeshId, tokens: int, *, begins: bool) -> str | None:  # noqa: ARG002 - a Quotas'
+        """Never."""
+        return "nobody here is linked with the mesh that began this talk"
+
+    def settle(self, mesh: MeshId, reserved: int, used: int) -> None:
+        """Nothing."""
+
+
 class Runtime:
     """Hosts ems: a queue each, and a task each while it has something to do."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, mint: Mint | None = None) -> None:
+        """`mint` tells what a chain gets here, at most, that another mesh began; None: what that mesh says."""
         self._parts = parts
         self.turns = Turns(parts.store)
-        self.chains = Chains(parts.mesh)
+        self.chains = Chains(parts.mesh, mint)
+        self.quotas: Quotas = Nobody()
         self.rooms: dict[str, Room] = {}
         self.ems: dict[str, Em] = {}
         self._taken: list[Taken] = []
@@ -244,7 +270,7 @@ class Runtime:
             return Ending("silent", str(error)), None
         made_from = (plan.request.model, plan.request.turns)
         now = self._parts.clock()
-        reason = self._over_budget(em, plan.cost, now) or self.chains.reserve(entry.act, plan.cost, now)
+        reason = self._over_budget(em, plan.cost, now) or self._reserve(entry.act, plan.cost, now)
         if reason:
             return Ending("silent", reason, *made_from), None
         reply, usage, outcome = None, Usage(0, 0), "it said nothing"
@@ -256,9 +282,10 @@ class Runtime:
                 raise
             outcome = self._failed(entry.act, error)
             usage = Usage(0, 0) if isinstance(error, ModelRefused) else Usage(tokens(plan.request.turns), 0)
-            log.warning("an em could not answer", em=em.name, model=plan.request.model, reason=outcome)
+            told = log.info if self.chains.stopped(entry.act) else log.warning
+            told("an em could not answer", em=em.name, model=plan.request.model, reason=outcome)
         finally:
-            budget = self.chains.settle(entry.act, plan.cost, usage.prompt + usage.completion)
+            budget = self._settle(entry.act, plan.cost, usage.prompt + usage.completion)
         if reply is None or not reply.text:
             return Ending("silent", outcome, *made_from, usage), None
         kind = "answer" if entry.act.kind == "ask" else "say"
@@ -290,6 +317,23 @@ class Runtime:
         if isinstance(error, asyncio.CancelledError):
             return "the model gave the call up"
         return "a person stopped it" if self.chains.stopped(answered) else "the chain's time was over"
+
+    def _reserve(self, act: Act, cost: int, now: int) -> str | None:
+        """Reserve an answer in its chain, and with the mesh that began it; returns why not, or None."""
+        if reason := self.chains.reserve(act, cost, now):
+            return reason
+        if charge := self.chains.charge(act):
+            mesh, is_counted = charge
+            if reason := self.quotas.reserve(mesh, cost, begins=not is_counted):
+                self.chains.settle(act, cost, 0)
+                return reason
+            self.chains.charged(act)
+        return None
+
+    def _settle(self, act: Act, reserved: int, used: int) -> Budget:
+        if charge := self.chains.charge(act):
+            self.quotas.settle(charge[0], reserved, used)
+        return self.chains.settle(act, reserved, used)
 
     def _over_budget(self, em: Em, cost: int, now: int) -> str | None:
         """Whether the em's own limits allow another reply of at most `cost` tokens."""

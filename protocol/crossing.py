@@ -30,6 +30,23 @@ def may_take(relationship: Relationship, basin: str, act: Act, now_ms: int) -> s
     return _refusal(relationship.mirrored(), basin, act, now_ms)
 
 
+def sent_basins(relationship: Relationship) -> dict[str, int]:
+    """The basins whose acts may go to the peer, each with the Unix milliseconds from which on; 0 from the beginning.
+
+    `sent_basins(relationship.mirrored())` are those that may be taken. The own basin of the two is not among them.
+    """
+    seen = relationship
+    if seen.state != State.LINKED or seen.theirs.terms.trust == Trust.SILENT:
+        return {}
+    found: dict[str, int] = {}
+    for basin in sorted({*seen.mine.terms.gives, *seen.theirs.terms.gives}):
+        since_ms = _since(seen, basin)
+        if since_ms is not None:
+            begun = max(since_ms, seen.mine.joined_ms, seen.theirs.joined_ms)
+            found[basin] = begun if seen.mine.terms.trust == Trust.GUEST else 0
+    return found
+
+
 def plainly(act: Act, words: Mapping[str, Digest], shared: Collection[Digest]) -> Act:
     """The act as the peer can read it: itself, or a `say` of its text that keeps its place in the weave.
 

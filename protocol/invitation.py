@@ -1,10 +1,9 @@
-"""Invitations: a short code that says who invites, where to dial, what to expect there, and lets one mesh in once.
+"""Invitations: a short code that says who invites and where to dial, and that lets one mesh in once.
 
-    byte 0        version (1) in the high half; 8 when a certificate is pinned; the number of addresses, 0 to 4
+    byte 0        version (1) in the high half; the number of addresses, 0 to 4, in the low half
     bytes 1-32    the inviting mesh's public key
     bytes 33-42   the secret
     bytes 43-46   when it expires, Unix seconds, big endian
-    16 bytes      the pinned certificate's digest, if any
     addresses     0 and 4 bytes of IPv4, or 255 and 16 of IPv6, or a name's length and the name; then 2 of port
     2 bytes       CRC-16 (XMODEM, little endian, as in nkeys) of all before
 
@@ -25,14 +24,12 @@ from protocol.keys import KEY_BYTES, KeyKind, MeshId, Signer, decode_public, enc
 
 VERSION: Final = 1
 SECRET_BYTES: Final = 10  # 80 bits: beyond guessing by login, and 16 characters
-PIN_BYTES: Final = 16  # 128 bits: see `pin`
 MAX_ADDRESSES: Final = 4  # at home, on the road, by name, by a relay
-MAX_CODE: Final = 4_096  # characters that are looked at; the longest code, in groups, has 2,091
+MAX_CODE: Final = 4_096  # characters that are looked at; the longest code, in groups, has 2,060
 GROUP: Final = 5  # characters between dashes: what a person keeps in mind while typing
 SCHEME: Final = "mesh:"
 
-_PINNED: Final = 8
-_COUNT: Final = 7
+_COUNT: Final = 15
 _EXPIRY_BYTES: Final = 4
 _PORT_BYTES: Final = 2
 _CRC_BYTES: Final = 2
@@ -53,15 +50,14 @@ _MISREAD: Final = str.maketrans("018", "OIB")  # no digit of base32; the checksu
 class Invitation:
     """Who invites, and how to reach them. Its `repr` does not show the secret.
 
-    `certificate` is the `pin` of the TLS certificate expected at the addresses; empty when the public authorities
-    vouch for it instead. `addresses` are `host:port`, as `read_address` writes them, to be tried in order; none when
-    the two meet through a relay or a room. `expires_s` is Unix seconds.
+    `addresses` are `host:port`, as `read_address` writes them, to be tried in order; none when the two meet through a
+    relay or a room. Nothing is said of TLS: whoever answers there proves to be a node of `mesh` before it is told
+    anything. `expires_s` is Unix seconds.
     """
 
     mesh: MeshId
     secret: bytes = field(repr=False)
     expires_s: int
-    certificate: bytes = b""
     addresses: tuple[str, ...] = ()
 
     def check(self, now_ms: int) -> None:
@@ -70,21 +66,12 @@ class Invitation:
             raise BadInvitation(InvitationFault.EXPIRED, "the invitation has expired; ask for a new one")
 
     def guest(self) -> Signer:
-        """The key that logs in once, made from the secret: the secret itself never travels.
+        """The key that stands for the invitation, made from the secret.
 
-        The inviter keeps its public half alone.
+        The inviter keeps its public half alone, and knows by it the secret that it is shown.
         """
         seed = hashlib.blake2b(b"ampmesh/guest/1\0" + self.mesh.encode(), key=self.secret, digest_size=32).digest()
         return Signer(seed, KeyKind.NODE)
-
-
-def pin(certificate: bytes) -> bytes:
-    """The first 16 bytes of SHA-256 over a certificate in DER.
-
-    To pass for the inviter one needs another certificate with the same digest, which takes 2^128 tries. The 2^64 tries
-    of a birthday attack give only the inviter two certificates of their own.
-    """
-    return hashlib.sha256(certificate).digest()[:PIN_BYTES]
 
 
 def write_code(invitation: Invitation) -> str:
@@ -148,17 +135,16 @@ def _name(host: str) -> str | None:
 
 def _encode(invitation: Invitation) -> str:
     addresses = invitation.addresses
-    if len(invitation.secret) != SECRET_BYTES or len(invitation.certificate) not in (0, PIN_BYTES):
-        raise ValueError(f"an invitation has a secret of {SECRET_BYTES} bytes and a pin of {PIN_BYTES} or none")
+    if len(invitation.secret) != SECRET_BYTES:
+        raise ValueError(f"an invitation has a secret of {SECRET_BYTES} bytes")
     if len(addresses) > MAX_ADDRESSES or not 0 <= invitation.expires_s < 2 ** (8 * _EXPIRY_BYTES):
         raise ValueError(f"an invitation has at most {MAX_ADDRESSES} addresses and expires before the year 2106")
     data = b"".join(
         (
-            bytes([VERSION << 4 | (_PINNED if invitation.certificate else 0) | len(addresses)]),
+            bytes([VERSION << 4 | len(addresses)]),
             decode_public(invitation.mesh, KeyKind.MESH),
             invitation.secret,
             invitation.expires_s.to_bytes(_EXPIRY_BYTES, "big"),
-            invitation.certificate,
             *(_pack(address) for address in addresses),
         )
     )
@@ -211,7 +197,6 @@ def _decode(data: bytes) -> Invitation | None:
     rest = _Bytes(data[1:])
     mesh = rest.take(KEY_BYTES)
     secret, expires_s = rest.take(SECRET_BYTES), rest.number(_EXPIRY_BYTES)
-    certificate = rest.take(PIN_BYTES) if data[0] & _PINNED else b""
     count = data[0] & _COUNT
     try:
         addresses = tuple(rest.address() for _ in range(min(count, MAX_ADDRESSES)))
@@ -219,7 +204,7 @@ def _decode(data: bytes) -> Invitation | None:
         return None
     if rest.short or rest.data or count > MAX_ADDRESSES:
         return None
-    return Invitation(MeshId(encode_public(mesh, KeyKind.MESH)), secret, expires_s, certificate, addresses)
+    return Invitation(MeshId(encode_public(mesh, KeyKind.MESH)), secret, expires_s, addresses)
 
 
 def _armour(data: bytes) -> str:

@@ -2,8 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 import structlog
@@ -23,16 +23,24 @@ AGAIN_S: Final = (0.5, 60.0)  # first and longest wait between two attempts to r
 log = structlog.get_logger(__name__)
 
 Admit = Callable[[Proved], str | None]
+Greet = Callable[[Sealed, Proved], Awaitable[None]]
+
+
+async def _nobody(wire: Sealed, proved: Proved) -> None:
+    """Who shows a secret is not talked with."""
 
 
 class Links:
-    """Runs sessions with peers. `admit` says why somebody is not let in, or None."""
+    """Runs sessions with peers. `admit` says why somebody is not let in, or None.
 
-    def __init__(self, who: Self, ground: Ground, admit: Admit) -> None:
+    Whoever shows the secret of an invitation is no peer yet: `greet` talks with them, on its own time limit.
+    """
+
+    def __init__(self, who: Self, ground: Ground, admit: Admit, greet: Greet = _nobody) -> None:
         self.sessions: dict[MeshId, Session] = {}
         self.port: int | None = None  # where we listen
         self.ready = asyncio.Event()
-        self._who, self._ground, self._admit = who, ground, admit
+        self._who, self._ground, self._admit, self._greet = who, ground, admit, greet
         self._dialled: dict[MeshId, Sequence[str]] = {}
         self._dialling: dict[MeshId, asyncio.Task[None]] = {}
         self._running: dict[MeshId, asyncio.Task[None]] = {}
@@ -83,7 +91,11 @@ class Links:
         self._strangers += 1
         try:
             sealed, proved = await answer(wire, self._who, self._admit)
-        except (NotAdmitted, WireBroken) as error:
+            if proved.secret:
+                await self._greet(sealed, proved)
+                await wire.close()
+                return
+        except (NotAdmitted, WireBroken, BadMessage) as error:
             log.info("somebody is not let in", reason=plain(str(error)))
             await wire.close()
             return
@@ -108,14 +120,26 @@ class Links:
         """Try the addresses of a peer in turn; returns whether there was a session, which is over then."""
         for address in self._dialled.get(peer, ()):
             try:
-                wire = await dial(address)
-                sealed, proved = await call(wire, self._who, peer)
+                sealed, proved = await self._called(address, peer)
             except (NotAdmitted, WireBroken) as error:
                 log.debug("a peer is not reached", peer=peer[:8], reason=plain(str(error)))
                 continue
             await self._talk(sealed, proved)
             return True
         return False
+
+    async def _called(self, address: str, peer: MeshId) -> tuple[Sealed, Proved]:
+        """Dial a peer. Raises NotAdmitted, WireBroken."""
+        wire = await dial(address)
+        try:
+            sealed, proved = await call(wire, self._who, peer)
+        except BaseException:
+            await wire.close()
+            raise
+        if reason := self._admit(proved):
+            await wire.close()
+            raise NotAdmitted(reason)
+        return sealed, proved
 
     async def _talk(self, wire: Wire | Sealed, proved: Proved) -> None:
         """One session, to its end. A newer one takes the place of an older one, whose wire may be dead already."""
@@ -147,3 +171,22 @@ class Links:
             log.debug("a link broke", peer=session.peer[:8], reason=plain(str(errors.exceptions[0])))
         except* BadMessage as errors:
             log.warning("a peer speaks nonsense", peer=session.peer[:8], reason=plain(str(errors.exceptions[0])))
+
+
+@asynccontextmanager
+async def knocking(addresses: Sequence[str], who: Self, mesh: MeshId, secret: bytes) -> AsyncGenerator[Sealed]:
+    """A wire to a node of `mesh` that was shown an invitation's secret. Raises WireBroken, NotAdmitted."""
+    reason: MeshError = WireBroken("the invitation says no address to dial")
+    for address in addresses:
+        try:
+            wire = await dial(address)
+        except WireBroken as error:
+            reason = error
+            continue
+        try:
+            sealed, _ = await call(wire, who, mesh, secret)
+            yield sealed
+        finally:
+            await wire.close()
+        return
+    raise reason

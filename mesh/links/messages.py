@@ -6,6 +6,7 @@ import msgspec
 
 from mesh.errors import MeshError
 from mesh.links.wire import MAX_MESSAGE
+from protocol.offer import MAX_OFFER
 
 VERSION: Final = 1
 MAX_FRAMES: Final = 64  # frames of one message
@@ -64,11 +65,17 @@ class Note(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=T
     text: Annotated[str, msgspec.Meta(max_length=MAX_NOTE)]
 
 
+class Offered(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="offer"):
+    """A signed offer (protocol.offer): the inviter's to whoever shows an invitation's secret, and the answer to it."""
+
+    data: Annotated[bytes, msgspec.Meta(max_length=MAX_OFFER)]
+
+
 class Beat(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="beat"):
     """A sign of life."""
 
 
-Said = Papers | Hello | Frames | Kept | Missing | Note | Beat
+Said = Papers | Hello | Frames | Kept | Missing | Note | Offered | Beat
 
 encode = msgspec.msgpack.Encoder().encode
 _decoder: Final = msgspec.msgpack.Decoder(Said)

@@ -51,8 +51,9 @@ LINKS_SCHEMA: Final = (
     CREATE TABLE link_cursors (
         peer TEXT NOT NULL, basin TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (peer, basin)
     ) WITHOUT ROWID;
-    CREATE TABLE link_papers (mesh TEXT NOT NULL, node TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (mesh, node))
-    WITHOUT ROWID;
+    CREATE TABLE link_papers (
+        mesh TEXT NOT NULL, node TEXT NOT NULL, data BLOB NOT NULL, proved INTEGER NOT NULL, PRIMARY KEY (mesh, node)
+    ) WITHOUT ROWID;
     CREATE TABLE link_revocations (mesh TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
     """,
 )
@@ -61,10 +62,18 @@ log = structlog.get_logger(__name__)
 
 
 class Gates(Protocol):
-    """What a person lets a peer have and say, at this moment."""
+    """What a person lets a peer have and say, at this moment. Nothing here may wait."""
 
     def sent(self, peer: MeshId) -> Sequence[tuple[str, int]]:
         """The basins of which the peer is sent what is said, each with the time from which on (Unix milliseconds)."""
+        ...
+
+    def may_have(self, peer: MeshId, origin: MeshId, basin: str, act: Act) -> bool:
+        """Whether an act, which `origin` said, may go to the peer."""
+        ...
+
+    def kept(self, peer: MeshId, basin: str) -> None:
+        """The peer has kept more of what it was sent of a basin."""
         ...
 
     def takes(self, peer: MeshId, basin: str) -> bool:
@@ -72,7 +81,11 @@ class Gates(Protocol):
         ...
 
     def refuses(self, peer: MeshId, origin: MeshId, basin: str, act: Act) -> str | None:
-        """Why an act that came from the peer is not taken, or None. Counts it against the peer's quotas."""
+        """Why an act that came from the peer is not taken, or None."""
+        ...
+
+    def pace_s(self, peer: MeshId, basin: str, acts: int) -> float:
+        """Seconds to wait before so many more acts are taken from the peer; 0 counts them against its quota."""
         ...
 
     def told(self, peer: MeshId, text: str) -> None:
@@ -92,6 +105,14 @@ class Ground:
     gates: Gates
     papers: Papers
     vocabulary: str
+
+
+def learn_papers(store: Store, trust: Trust) -> None:
+    """Believe again what peers' nodes have shown: call it before anything of theirs is read from the stream."""
+    for data, proved in store.rows("SELECT data, proved FROM link_papers ORDER BY proved DESC, mesh, node"):
+        trust.learn(read_certificate(data), proved=bool(proved))
+    for (data,) in store.rows("SELECT data FROM link_revocations ORDER BY mesh"):
+        trust.revoke(read_revocation(data))
 
 
 class _Sent(NamedTuple):
@@ -126,7 +147,7 @@ class Session:
         """Take in the certificate that the peer's node has proved to hold."""
         certificate = read_certificate(proved.certificate)
         self._ground.trust.learn(certificate, proved=True)
-        self._save(certificate, proved.certificate)
+        self._save(certificate, proved.certificate, proved=True)
 
     async def run(self) -> None:
         """Send and receive. Raises (in a group) WireBroken when the wire does, BadMessage for what is no node."""
@@ -198,17 +219,20 @@ class Session:
             if found and size + len(data) > MAX_BYTES:
                 return found, last, True
             last = n
-            if mesh != self.peer and self._may_have(data, since_ms):
+            if mesh != self.peer and self._may_have(MeshId(mesh), basin, data, since_ms):
                 found.append((data, mesh, node))
                 size += len(data)
         return found, last, len(rows) == MAX_FRAMES
 
-    def _may_have(self, data: bytes, since_ms: int) -> bool:
-        """Whether a frame verifies still, and is not older than what the peer may see."""
+    def _may_have(self, mesh: MeshId, basin: str, data: bytes, since_ms: int) -> bool:
+        """Whether a frame verifies still, and holds only what the peer may see."""
         try:
-            return decode_frame(data).sent_at_ms >= since_ms
+            frame = decode_frame(data)
         except ProtocolError:
             return False  # somebody else's, with words that were taken back: it proves nothing any more
+        gates = self._ground.gates
+        is_new = frame.sent_at_ms >= since_ms
+        return is_new and all(gates.may_have(self.peer, mesh, basin, act) for act in frame.acts)
 
     async def _vouch(self, found: Sequence[tuple[bytes, str, str]]) -> None:
         """Send the certificates of nodes that the peer has not seen yet over this wire."""
@@ -236,6 +260,8 @@ class Session:
         for basin, n in done.items():
             self._keep(basin, n)
         self._moved.set()
+        for basin in done:
+            self._ground.gates.kept(self.peer, basin)
 
     # In
 
@@ -268,6 +294,7 @@ class Session:
             if taken is None:
                 refused += 1
             elif not self._is_known(taken[1]):
+                await self._pace(taken[1])
                 allowed.append((taken[0], data))
         self.refused += refused
         for start in range(0, len(allowed), WINDOW):
@@ -275,6 +302,12 @@ class Session:
                 for subject, data in allowed[start : start + WINDOW]:
                     group.create_task(self._store(subject, data))
         await self._say(Kept(message.number, refused))
+
+    async def _pace(self, frame: Frame) -> None:
+        """Wait until the peer's quota has room: nothing more is read from it meanwhile, and nothing is lost."""
+        while (wait_s := self._ground.gates.pace_s(self.peer, frame.basin, len(frame.acts))) > 0:
+            await asyncio.sleep(min(wait_s, BEAT_S))
+            self._heard_s = asyncio.get_running_loop().time()
 
     def _allowed(self, data: bytes) -> tuple[Subject, Frame] | None:
         """A frame that verifies and may come in, with its subject; None for any other, which is counted."""
@@ -341,12 +374,15 @@ class Session:
 
     def _note_certificate(self, certificate: Certificate, data: bytes) -> None:
         if certificate.mesh != self._ground.mesh and self._ground.trust.learn(certificate):
-            self._save(certificate, data)
+            self._save(certificate, data, proved=False)
 
-    def _save(self, certificate: Certificate, data: bytes) -> None:
+    def _save(self, certificate: Certificate, data: bytes, *, proved: bool) -> None:
+        sql = (
+            "INSERT INTO link_papers VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
+            " SET data = excluded.data, proved = max(proved, excluded.proved)"
+        )
         with self._ground.store.transaction():
-            row = (certificate.mesh, certificate.node, data)
-            self._ground.store.execute("INSERT OR REPLACE INTO link_papers VALUES (?, ?, ?)", row)
+            self._ground.store.execute(sql, (certificate.mesh, certificate.node, data, proved))
 
     def _note_revocation(self, revocation: Revocation, data: bytes) -> None:
         if revocation.mesh == self._ground.mesh or not self._ground.trust.revoke(revocation):

@@ -21,10 +21,15 @@ from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.bridges.matrix.several import Several
 from mesh.bus.nats import NatsBus
 from mesh.clock import now_ms
+from mesh.errors import StoreFailed
+from mesh.links.channel import Self
+from mesh.links.messages import Papers
+from mesh.links.session import LINKS_SCHEMA, learn_papers
 from mesh.server import Server, ServerKeys
 from mesh.store import MESH_SCHEMA, Store
 from mesh.words import plain
 from nodes.client import Client
+from nodes.companion import Companions
 from nodes.config import MeshConfig
 from nodes.config import Vendor as VendorConfig
 from nodes.control import Control, Operations
@@ -39,13 +44,23 @@ from nodes.media import Media
 from nodes.models.conduit import ECHO, Conduit, Vendor
 from nodes.models.names import ModelName, is_provided
 from nodes.node import Ground, Identity, Node
+from nodes.peers.operations import operations as peer_operations
+from nodes.peers.peers import Peers
+from nodes.peers.tables import PEERS_SCHEMA
 from nodes.prompt import Style
 from nodes.speaker import Models
 from nodes.turns import TURNS_SCHEMA
 from protocol.keys import NodeId
 
 DRAIN_S: Final = 10.0  # a stop waits so long for replies that are being written; others are written at the next start
-SCHEMAS: Final = {"mesh": MESH_SCHEMA, "turns": TURNS_SCHEMA, "matrix": MATRIX_SCHEMA, "rooms": BRIDGE_SCHEMA}
+SCHEMAS: Final = {
+    "mesh": MESH_SCHEMA,
+    "turns": TURNS_SCHEMA,
+    "matrix": MATRIX_SCHEMA,
+    "rooms": BRIDGE_SCHEMA,
+    "links": LINKS_SCHEMA,
+    "peers": PEERS_SCHEMA,
+}
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +89,9 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
         media = Media(home.media)
         node = Node(config, home.ems, identity, Ground(bus, store, models, now_ms, media))
         login = read_login(home.keys)
-        more: Operations = _matrix(node, login, media) if login else {}
+        peers = _peers(home, node)
+        more: Operations = {**peer_operations(peers), **(_matrix(node, login, media) if login else {})}
+        node.companion = Companions(*([node.companion] if login else []), peers)
         credentials = _credentials(home, config) if server is None else None
         running = Running(os.getpid(), url, now_ms(), server is None, None if credentials is None else str(credentials))
         stack.callback(home.announce, None)
@@ -172,10 +189,19 @@ async def connect(home: Home) -> AsyncGenerator[Client]:
     else:
         opening = NatsBus.connect(running.url, nkey_seed=home.signer("client").seed(), manage_stream=False)
     bus = await opening
+    trust = home.trust()
+    with contextlib.suppress(StoreFailed), contextlib.closing(Store(home.database, read_only=True)) as store:
+        learn_papers(store, trust)  # what peers say is listened to as well
     try:
-        yield Client(bus, home.mesh_id(), home.signer("client"), home.trust(), now_ms)
+        yield Client(bus, home.mesh_id(), home.signer("client"), trust, now_ms)
     finally:
         await bus.close()
+
+
+def _peers(home: Home, node: Node) -> Peers:
+    """What joins the node to other people's."""
+    certificates, revocations = home.documents()
+    return Peers(node, Self(node.identity.signer, certificates[0]), Papers(certificates, revocations))
 
 
 def _matrix(node: Node, login: Login, media: Media) -> Operations:

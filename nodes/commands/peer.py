@@ -1,0 +1,281 @@
+"""`mesh peer`: links to other people's meshes."""
+
+import argparse
+import re
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from nodes.commands.common import add_home, add_json, home_of, print_json
+
+if TYPE_CHECKING:
+    from nodes.home import Home
+
+TRUSTS: Final = ("close", "known", "guest", "silent")  # protocol.statement.Trust, which help does without
+UNITS: Final = {"m": 60, "h": 3_600, "d": 86_400}
+MAX_EXPIRY_S: Final = 366 * 86_400
+DECLINED: Final = 1
+_SPAN: Final = re.compile(r"([1-9]\d{0,5})([mhd])", re.ASCII)
+_BASIN: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,63})(?::(read|write))?", re.ASCII)
+_QUOTA: Final = {"acts_a_minute": "acts a minute", "chains_a_day": "chains a day", "tokens_a_day": "tokens a day"}
+_TRUST: Final = "what they see and may use: close, known, guest (what is said from now on), silent (not listened to)"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _meeting(actions)
+    _sharing(actions)
+    _terms(actions)
+
+
+def _meeting(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to itself
+    invite = _action(actions, "invite", "make a code by which one other mesh may link with this one", _invite)
+    invite.add_argument(
+        "--give", type=_basin, action="append", default=[], metavar="BASIN[:write]", help="they read it"
+    )
+    invite.add_argument("--take", type=_basin, action="append", default=[], metavar="BASIN[:write]", help="you read it")
+    invite.add_argument("--expires", type=_span, default=_span("7d"), metavar="TIME", help="30m, 12h, 7d (the default)")
+    invite.add_argument("--trust", choices=TRUSTS, default="guest", help=f"{_TRUST} (default: guest)")
+    invite.add_argument(
+        "--as", dest="name", metavar="NAME", help="what you call them (default: what they call themselves)"
+    )
+    accept = _action(actions, "accept", "read an invitation, and link if you say yes", _accept)
+    accept.add_argument("code", metavar="CODE", nargs="+", help="the code or link that you were given")
+    accept.add_argument("--trust", choices=TRUSTS, default="guest", help=f"{_TRUST} (default: guest)")
+    accept.add_argument(
+        "--as", dest="name", metavar="NAME", help="what you call them (default: what they call themselves)"
+    )
+    accept.add_argument("--yes", action="store_true", help="ask nothing: for scripts")
+    _action(actions, "list", "who this mesh is linked with", _list)
+    _of(_action(actions, "show", "all about one peer: what is shared, what it used today, what was refused", _show))
+
+
+def _sharing(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to itself
+    share = _of(_action(actions, "share", "let a peer read a basin; it comes to those who take it", _change("share")))
+    take = _of(_action(actions, "take", "hear a basin that a peer shares", _change("take")))
+    for parser, what in (
+        (share, "they may speak there as well"),
+        (take, "what is said here in it goes to them as well"),
+    ):
+        parser.add_argument("basin", metavar="BASIN")
+        parser.add_argument("--write", action="store_true", help=what)
+    unshare = _of(_action(actions, "unshare", "neither share nor take a basin any more", _change("unshare")))
+    unshare.add_argument("basin", metavar="BASIN")
+
+
+def _terms(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to itself
+    _of(_action(actions, "pause", "let nothing flow for now", _change("pause")))
+    _of(_action(actions, "resume", "let it flow again, also what was said meanwhile", _change("resume")))
+    _of(_action(actions, "leave", "end the link, for good and at once", _change("leave")))
+    trust = _of(_action(actions, "trust", "say how far you trust a peer", _change("trust")))
+    trust.add_argument("trust", choices=TRUSTS, help=_TRUST)
+    quota = _of(_action(actions, "quota", "say what a peer may use of this node", _change("quota")))
+    quota.add_argument("--acts", type=_number, metavar="N", help="acts a minute; more of them wait")
+    quota.add_argument("--chains", type=_number, metavar="N", help="talks a day that they begin and your ems answer")
+    quota.add_argument("--tokens", type=_number, metavar="N", help="model tokens a day that these may cost you")
+
+
+def _action(actions: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse's own
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    add_home(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _of(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("peer", metavar="PEER", help="its name here; see: mesh peer list")
+    return parser
+
+
+def _basin(text: str) -> tuple[str, str]:
+    match = _BASIN.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text[:80]!a} is no basin, nor a basin and :write")
+    return match[1], match[2] or "read"
+
+
+def _span(text: str) -> int:
+    match = _SPAN.fullmatch(text)
+    seconds = int(match[1]) * UNITS[match[2]] if match else 0
+    if not 0 < seconds <= MAX_EXPIRY_S:
+        raise argparse.ArgumentTypeError("must be a time of at most 366 days, such as 30m, 12h or 7d")
+    return seconds
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text[:20]) > 2**53 - 1:
+        raise argparse.ArgumentTypeError("must be a whole number from 0 on")
+    return int(text)
+
+
+async def _ask(home: "Home", operation: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Have the running node do something. Raises NodeError, NotRunning."""
+    from nodes.commands.assembly import connect
+
+    async with connect(home) as client:
+        return await client.request(f"peer_{operation}", given)
+
+
+async def _invite(options: argparse.Namespace) -> None:
+    from nodes.layout import lines, when
+
+    given = {
+        "gives": dict(options.give),
+        "takes": dict(options.take),
+        "expires_s": options.expires,
+        "trust": options.trust,
+        "name": options.name,
+    }
+    told = await _ask(home_of(options), "invite", given)
+    if options.json:
+        print_json(told)
+        return
+    lines([told["code"], "", told["link"]])
+    _show_code(told["link"])
+    shared = _shares("they would hear", given["gives"], "and speak in") + _shares(
+        "you would hear", given["takes"], "and speak in"
+    )
+    lines(
+        [
+            "",
+            "Give it to one person, by a way that you trust; it is for one mesh.",
+            f"It holds until {when(told['expires_s'] * 1000)}.",
+            *shared,
+            "They run: mesh peer accept CODE",
+        ]
+    )
+
+
+def _show_code(link: str) -> None:
+    """Draw the link where a telephone can see it."""
+    if not sys.stdout.isatty():
+        return
+    from nodes.qr import MAX_CHARS, drawn, encode
+
+    if len(link) <= MAX_CHARS:
+        sys.stdout.write("\n" + "".join(f"{line}\n" for line in drawn(encode(link.upper()))))
+
+
+async def _accept(options: argparse.Namespace) -> int:
+    from mesh.words import plain
+    from nodes.errors import NodeError
+    from nodes.layout import lines, when
+
+    home, code = home_of(options), " ".join(options.code)
+    offer = await _ask(home, "look", {"code": code})
+    if not options.json:
+        lines(
+            [
+                plain(f"{offer['name']} invites you to link your meshes."),
+                f"  theirs   {offer['fingerprint']}  {offer['mesh']}",
+                f"  yours    {offer['own_fingerprint']}  {offer['own']}",
+                *_shares("you would hear", offer["gives"], "and speak in"),
+                *_shares("they would hear", offer["takes"], "and speak in"),
+                f"  trust    {options.trust} (--trust close, known, guest or silent)",
+                f"  until    {when(offer['expires_s'] * 1000)}",
+            ]
+        )
+    if not options.yes:
+        if options.json or not sys.stdin.isatty():
+            raise NodeError("a person decides this: run it in a terminal, or with --yes")
+        sys.stdout.write("Link with them? [y/N] ")
+        sys.stdout.flush()
+        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+            lines(["Nothing was agreed on; the invitation can still be used."])
+            return DECLINED
+    given = {"code": code, "offer": offer["offer"], "trust": options.trust, "name": options.name}
+    told = await _ask(home, "accept", given)
+    if options.json:
+        print_json(told)
+    elif told["state"] == "linked":
+        lines([plain(f"You are linked with {told['name']}.")])
+    else:
+        lines([plain(f"Accepted. You are linked with {told['name']} when both nodes have said so: mesh peer list")])
+    return 0
+
+
+def _shares(who: str, basins: dict[str, str], also: str) -> list[str]:
+    """Lines that say what is shared."""
+    return [f"  {who} {'' if may == 'read' else also + ' '}{basin}" for basin, may in sorted(basins.items())]
+
+
+async def _list(options: argparse.Namespace) -> None:
+    from nodes.layout import lines, table
+
+    told = await _ask(home_of(options), "list", {})
+    if options.json:
+        print_json(told)
+        return
+    if not told["peers"]:
+        lines(["No peers yet. To invite somebody: mesh peer invite --give BASIN:write"])
+        return
+    rows = [
+        [
+            one["name"],
+            one["fingerprint"],
+            one["state"],
+            one["trust"],
+            "yes" if one["connected"] else "no",
+            " ".join(one["basins"]) or "-",
+        ]
+        for one in told["peers"]
+    ]
+    lines(table(["PEER", "KEY", "STATE", "TRUST", "HERE NOW", "BASINS"], rows))
+
+
+async def _show(options: argparse.Namespace) -> None:
+    from mesh.words import plain
+    from nodes.layout import lines
+
+    told = await _ask(home_of(options), "show", {"peer": options.peer})
+    if options.json:
+        print_json(told)
+        return
+    today, quota = told["today"], told["quota"]
+    paused = " and ".join(
+        where for where, is_so in (("you", told["paused"]["here"]), ("they", told["paused"]["there"])) if is_so
+    )
+    refused = ", ".join(f"{reason} {times}" for reason, times in told["refused"].items()) or "nothing"
+    state = f"{told['state']}{f', paused by {paused}' if paused else ''}"
+    lines(
+        [
+            f"{told['name']}  {told['fingerprint']}  {told['mesh']}",
+            f"state    {state}; {'connected now' if told['connected'] else 'not connected'}",
+            f"trust    {told['trust']} from you, {told['their_trust']} from them",
+            f"address  {' '.join(told['addresses']) or 'they dial us'}",
+            f"you      give {_listed(told['gives'])}; take {_listed(told['takes'])}",
+            f"they     give {_listed(told['their_gives'])}; take {_listed(told['their_takes'])}",
+            f"quota    {_counted(quota, _QUOTA)}",
+            f"today    {_counted(today, {name: name for name in ('acts', 'chains', 'replies', 'tokens')})}",
+            plain(f"refused  {refused}"),
+            *(plain(f"said     {note}") for note in told["notes"]),
+        ]
+    )
+
+
+def _counted(numbers: dict[str, int], names: dict[str, str]) -> str:
+    return ", ".join(f"{numbers[key]:,} {name}" for key, name in names.items())
+
+
+def _listed(basins: dict[str, str]) -> str:
+    return " ".join(basin if may == "read" else f"{basin}:{may}" for basin, may in basins.items()) or "nothing"
+
+
+def _change(operation: str) -> Any:  # noqa: ANN401 - a command
+    """A command that says a statement."""
+
+    async def run(options: argparse.Namespace) -> None:
+        from mesh.words import plain
+        from nodes.layout import lines
+
+        names = ("peer", "basin", "write", "trust", "acts", "chains", "tokens")
+        given = {name: getattr(options, name) for name in names if hasattr(options, name)}
+        told = await _ask(home_of(options), operation, given)
+        if options.json:
+            print_json(told)
+        else:
+            basins = ", ".join(told["basins"]) or "no basins"
+            lines([plain(f"{told['name']}: {told['state']}, {told['trust']}, {basins}.")])
+
+    return run

@@ -1,0 +1,307 @@
+"""Peers as a companion of the node: it hears statements, says its person's, and keeps links to those who are linked.
+
+What both sides have said is the relationship, whoever heard it first (protocol.link). It is kept in the transaction
+that hears a statement, so that what may cross follows from it at once.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Final
+
+import msgspec
+import structlog
+
+from mesh.entries import Entry, recent
+from mesh.errors import MeshError
+from mesh.links.channel import Proved, Self
+from mesh.links.links import Links
+from mesh.links.messages import Papers
+from mesh.links.session import Ground, learn_papers
+from mesh.words import plain
+from nodes.errors import NodeError
+from nodes.node import Node
+from nodes.peers.gates import PeerGates
+from nodes.peers.guests import Guests, Here
+from nodes.peers.settings import dialled
+from nodes.peers.tables import Peer
+from nodes.turns import Taken
+from protocol.acts import Act
+from protocol.certificate import read_certificate
+from protocol.errors import BadLink, LinkFault, ProtocolError
+from protocol.keys import MeshId, fingerprint
+from protocol.link import Relationship, Standing, State, apply, declare, next_body
+from protocol.statement import STATEMENTS, Changes, Trust, own_basin
+from protocol.vocabulary import core_terms, digest, digest_of_all
+
+HEARD_S: Final = 20.0  # until the node has heard its own statement; the bus is away if it takes longer
+EARLY: Final = 64  # statements of a peer that wait for those before them; more are no honest mistake
+REREAD: Final = 1_000  # newest statements of a relationship that are looked at again at the start
+AGAIN_S: Final = 1.0  # until what could not be said is said again
+
+log = structlog.get_logger(__name__)
+
+
+class Peers:
+    """All peers of one node."""
+
+    def __init__(self, node: Node, who: Self, papers: Papers) -> None:
+        """`who` and `papers` are how this node proves itself; see nodes.keyring."""
+        ground = node.ground
+        self._node, self._clock, self._store = node, ground.clock, ground.store
+        self.me = node.identity.mesh
+        learn_papers(ground.store, node.identity.trust)
+        self._changed = asyncio.Event()
+        self.gates = PeerGates(self.me, ground.store, ground.clock, self._changed.set)
+        self.peers = self.gates.peers
+        vocabulary = digest_of_all(digest(term) for term in core_terms())
+        self.guests = Guests(Here(who, node.config.name, vocabulary, ground.clock), self.gates.tables, self)
+        self.links = Links(
+            who,
+            Ground(
+                self.me, ground.store, ground.bus, node.identity.trust, ground.clock, self.gates, papers, vocabulary
+            ),
+            self.admit,
+            self.guests.greet,
+        )
+        self._heard = asyncio.Event()
+        self._saying = asyncio.Lock()
+        self._early: dict[MeshId, list[tuple[MeshId, Act]]] = {}
+        node.runtime.quotas = self.gates
+
+    # A companion's part
+
+    def hear(self, entries: Sequence[Entry]) -> None:
+        """Take in statements."""
+        for entry in entries:
+            if entry.act.kind in STATEMENTS:
+                self._hear(entry)
+
+    def proceed(self) -> None:
+        """Send what is new; go on where a statement was waited for."""
+        self.links.proceed()
+        self._heard.set()
+
+    def show(self, basin: str, act: Act) -> None:
+        """Words so far stay here."""
+
+    def ended(self, turn: Taken, act: Act | None) -> None:
+        """Nothing: what an em said is sent when it is heard."""
+
+    def listens(self, em: str, basin: str) -> bool | None:  # noqa: ARG002 - a Companion's
+        """Who listens is the settings' matter, also to what comes from elsewhere."""
+        return None
+
+    def basins(self) -> Iterable[str]:
+        """None beside those in which ems listen."""
+        return ()
+
+    def hosted(self) -> None:
+        """Nothing."""
+
+    async def run(self) -> None:
+        """Keep links until cancelled. Raises MeshError when links cannot be taken where the settings say."""
+        for peer in self.peers.values():
+            with self._store.transaction():
+                for entry in recent(self._store, own_basin(self.me, peer.mesh), REREAD):
+                    self._hear(entry)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.links.run(self._node.config.links.place), name="links")
+            group.create_task(self._tend(), name="peers")
+
+    # What the person does
+
+    def now_ms(self) -> int:
+        """The node's clock."""
+        return self._clock()
+
+    async def addresses(self) -> tuple[str, ...]:
+        """Where others can dial this node. Raises NodeError when they cannot."""
+        settings = self._node.config.links
+        if settings.place is not None:
+            await self.links.ready.wait()
+        if told := settings.told(self.links.port):
+            return told
+        missing = "links.listen, such as 0.0.0.0:7417, and " if settings.place is None else ""
+        raise NodeError(
+            f"nobody could reach this node: set {missing}links.addresses in mesh.yaml, such as [mesh.example.org:7417],"
+            " and start the node again; or let the other side invite"
+        )
+
+    def find(self, name: str) -> Peer:
+        """A peer by its name here, or by the id of its mesh. Raises NodeError."""
+        for peer in self.peers.values():
+            if name in (peer.petname, peer.mesh):
+                return peer
+        known = ", ".join(sorted(peer.petname for peer in self.peers.values()))
+        raise NodeError(
+            f"there is no peer {plain(name, 80)!a}; {f'there are: {known}' if known else 'there is none yet'}"
+        )
+
+    def petname(self, wished: str, mesh: MeshId) -> str:
+        """A name for a peer that nobody else has here; one that is known keeps its own."""
+        if mesh in self.peers:
+            return self.peers[mesh].petname
+        taken = {peer.petname for peer in self.peers.values()} | {self._node.config.name}
+        names = itertools.chain([wished], (f"{wished[:58]}-{number}" for number in itertools.count(2)))
+        return next(name for name in names if name not in taken)
+
+    def meet(self, peer: Peer) -> None:
+        """Keep a new peer, or what has changed about one."""
+        with self._store.transaction():
+            self.gates.tables.put(peer)
+        self.peers[peer.mesh] = peer
+        self._changed.set()
+        self._heard.set()
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """One of the node's store."""
+        return self._store.transaction()
+
+    def relationship(self, mesh: MeshId) -> Relationship:
+        """How the two stand; strangers, where nothing was said yet."""
+        return self.peers[mesh].relationship if mesh in self.peers else Relationship(self.me, mesh)
+
+    async def say(self, peer: Peer, kind: str, changes: Changes) -> None:
+        """Say the person's next statement; returns when it holds here. Raises BadLink (unlawful), MeshError."""
+        async with self._saying:
+            body = next_body(peer.relationship, kind, changes)
+            act = self._node.root(own_basin(self.me, peer.mesh), self._node.config.human, [], kind, body)
+            declare(peer.relationship, act, self._clock(), self._is_em)
+            await self._node.outbox.say(own_basin(self.me, peer.mesh), act)
+            try:
+                async with asyncio.timeout(HEARD_S):
+                    while peer.relationship.mine.turn < body["turn"]:
+                        self._heard.clear()
+                        await self._heard.wait()
+            except TimeoutError:
+                raise MeshError("the node does not hear itself; what was said holds when it does") from None
+
+    async def until_settled(self, peer: Peer, timeout_s: float) -> State:
+        """Wait until an accepted invitation has come to a link, or for so long; gives how the two stand then."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while peer.accepted is not None or peer.relationship.state in (State.STRANGER, State.INVITED):
+                    self._heard.clear()
+                    await self._heard.wait()
+        except TimeoutError:
+            pass
+        return peer.relationship.state
+
+    # Who may come, and whom we go to
+
+    def admit(self, proved: Proved) -> str | None:
+        """Why a node that has proved who it is is not let in, or None."""
+        try:
+            read_certificate(proved.certificate).check(self._clock())
+        except ProtocolError as error:
+            return str(error)
+        if self._node.identity.trust.revoked(proved.mesh, proved.node):
+            return "its mesh has revoked that node"
+        if proved.mesh == self.me:
+            return "that is a node of this mesh"
+        if proved.secret:
+            return self.guests.admit(proved)
+        peer = self.peers.get(proved.mesh)
+        if peer is None:
+            return f"the mesh {fingerprint(proved.mesh)} was not invited"
+        return None if self._is_welcome(peer) else f"the link with {peer.petname} has ended"
+
+    def _is_welcome(self, peer: Peer) -> bool:
+        """Whether there is anything left to say to each other; after a farewell, until it has been heard."""
+        seen = peer.relationship
+        if peer.accepted is not None or seen.state != State.LEFT:
+            return True
+        if seen.mine.standing != Standing.LEFT or seen.theirs.standing == Standing.LEFT:
+            return False
+        return self.gates.tables.untold(self.me, peer.mesh, own_basin(self.me, peer.mesh))
+
+    async def _tend(self) -> None:
+        """Whenever a relationship has changed, keep the links that it asks for, and no others."""
+        while True:
+            self._changed.clear()
+            welcome = {peer.mesh: peer for peer in self.peers.values() if self._is_welcome(peer)}
+            self.links.dial(
+                {mesh: [dialled(one) for one in peer.addresses] for mesh, peer in welcome.items() if peer.addresses}
+            )
+            for mesh in [mesh for mesh in self.links.sessions if mesh not in welcome]:
+                self.links.drop(mesh)
+            self.links.proceed()
+            if await self._answer():
+                await self._changed.wait()
+            else:
+                await asyncio.sleep(AGAIN_S)
+
+    async def _answer(self) -> bool:
+        """Say `link` to those whose invitation the person has accepted; returns False to be called again."""
+        for peer in list(self.peers.values()):
+            seen, accepted = peer.relationship, peer.accepted
+            if accepted is None or seen.theirs.standing != Standing.INVITED or seen.mine.standing != Standing.NOTHING:
+                continue
+            try:
+                await self.say(peer, "link", accepted)
+            except BadLink as error:
+                log.warning("an accepted invitation came to nothing", peer=peer.petname, reason=str(error))
+            except MeshError as error:
+                log.info("an accepted invitation waits", peer=peer.petname, reason=plain(str(error)))
+                return False
+            peer.accepted = None
+            self.meet(peer)
+        return True
+
+    # Statements
+
+    def _hear(self, entry: Entry) -> None:
+        """Take in a statement; within a transaction."""
+        act = entry.act
+        mesh = MeshId(str(act.body.get("mesh"))) if entry.mesh == self.me else entry.mesh
+        peer = self.peers.get(mesh)
+        if peer is None or entry.basin != own_basin(self.me, mesh):
+            return
+        before = peer.relationship
+        waiting = [*self._early.pop(mesh, []), (entry.mesh, act)]
+        while waiting:
+            later = [one for one in waiting if not self._apply(peer, *one)]
+            if len(later) == len(waiting):
+                self._early[mesh] = later[-EARLY:]
+                break
+            waiting = later
+        if peer.relationship != before:
+            self.gates.tables.put(peer)
+            self._changed.set()
+            if peer.relationship.state != before.state:
+                log.info("a relationship has changed", peer=peer.petname, state=peer.relationship.state.value)
+
+    def _apply(self, peer: Peer, by: MeshId, act: Act) -> bool:
+        """Apply one statement, or refuse it for good; returns False when it came before those that it follows."""
+        is_em = self._is_em if by == self.me else _is_none
+        try:
+            peer.relationship = apply(peer.relationship, by, act, self._clock(), is_em)
+        except BadLink as error:
+            if error.fault == LinkFault.EARLY:
+                return False
+            log.warning("a statement does not count", peer=peer.petname, reason=plain(str(error)))
+            self.gates.tables.refuse(by, type(error).__name__)
+        return True
+
+    def _is_em(self, author: str) -> bool:
+        return author in self._node.runtime.ems
+
+
+def _is_none(author: str) -> bool:  # noqa: ARG001 - their node vouches for who is whom there
+    return False
+
+
+def terms(
+    text: str,
+    gives: dict[str, str] | None = None,
+    takes: dict[str, str | None] | None = None,
+    trust: Trust | None = None,
+) -> Changes:
+    """Terms of a statement. Raises ValueError for what none can say."""
+    given = {"text": text, "gives": gives or {}, "takes": takes or {}, "trust": trust}
+    try:
+        return msgspec.convert(given, Changes)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"that cannot be agreed on: {error}") from None
