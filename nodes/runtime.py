@@ -165,7 +165,9 @@ class Runtime:
 
     def _decide(self, room: Room, entry: Entry) -> None:
         act, now = entry.act, self._parts.clock()
-        heard = room.roster.hear(entry, self._answered(room, entry), self.chains.spent(act, now))
+        heard = room.roster.hear(
+            entry, self._answered(room, entry), self.chains.spent(act, now), is_ours=entry.mesh == self._parts.mesh
+        )
         silent: dict[str, list[str]] = {}
         for em in room.roster.ems.values():
             decision = decide(em, heard)

@@ -96,7 +96,8 @@ def wrap(text: str, first: int, rest: int) -> list[str]:
         if cell_len(word) <= room:
             line = word
             continue
-        pieces = chop_cells(word, room)
+        head = chop_cells(word, room)[0]
+        pieces = [head, *chop_cells(word[len(head) :], rest)]
         lines += pieces[:-1]
         line = pieces[-1]
     return [*lines, line or ""]

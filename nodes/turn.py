@@ -44,6 +44,7 @@ class Heard:
     """One act as everybody in its basin hears it: worked out once, whatever the number of ems."""
 
     entry: Entry
+    author: str | None  # the em here that said it, if one did: somebody of its name elsewhere is another
     named: frozenset[str]  # ems whose name or nickname occurs
     mentioned: frozenset[str]  # ems that occur as @name
     answered: str | None  # the em whose act it answers
@@ -69,8 +70,9 @@ class Roster:
                 else:
                     self._phrases.append((re.compile(rf"(?<!\w){re.escape(called)}(?!\w)", re.IGNORECASE), em.name))
 
-    def hear(self, entry: Entry, answered: str | None, spent: str | None) -> Heard:
-        """What this basin's ems make of an act. `answered` is the em that it answers, if one."""
+    def hear(self, entry: Entry, answered: str | None, spent: str | None, *, is_ours: bool = True) -> Heard:
+        """What this basin's ems make of an act. `answered` is the em that it answers; `is_ours`: it is of this mesh."""
+        author = entry.act.author if is_ours else None
         text = entry.act.text[:MATCHED].lower()
         mentioned = self._called(_MENTIONS.findall(text)) | {name for name in addressees(entry.act) if name in self.ems}
         named = self.named(text)
@@ -78,8 +80,8 @@ class Roster:
             answered = None  # in a thread of one em's, another was called
         addressed = mentioned | named | {name for name in (answered,) if name in self.ems}
         unanswerable = _unanswerable(entry)
-        floor = None if unanswerable or addressed - {entry.act.author} else self._floor(entry)
-        return Heard(entry, frozenset(named), frozenset(mentioned), answered, floor, spent, unanswerable)
+        floor = None if unanswerable or addressed - {author} else self._floor(entry, author)
+        return Heard(entry, author, frozenset(named), frozenset(mentioned), answered, floor, spent, unanswerable)
 
     def named(self, text: str) -> set[str]:
         """The ems whose names or nicknames occur in a text of small letters."""
@@ -89,9 +91,9 @@ class Roster:
     def _called(self, words: Iterable[str]) -> set[str]:
         return {name for word in words for name in self._words.get(word, ())}
 
-    def _floor(self, entry: Entry) -> str | None:
+    def _floor(self, entry: Entry, author: str | None) -> str | None:
         """One em takes the turn: drawn by a hash of the act and the name, so that no two of them need to agree."""
-        takers = [name for name in self._takers if name != entry.act.author]
+        takers = [name for name in self._takers if name != author]
         return max(takers, key=lambda name: _draw(entry.act.id, name), default=None)
 
 
@@ -107,7 +109,7 @@ def decide(em: Em, heard: Heard) -> Decision:
     act, settings = heard.entry.act, em.settings
     if settings.mute:
         return _MUTED
-    if act.author == em.name:
+    if heard.author == em.name:
         return _OWN
     if heard.unanswerable is not None:
         return heard.unanswerable

@@ -104,6 +104,7 @@ def test_lines_fit_the_terminal(text: str, width: int) -> None:
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126)), st.integers(1, 60), st.integers(1, 60))
+@example("0000", 2, 1)  # a word that is longer than a first line, which is wider than the next ones
 def test_wrapping_keeps_every_letter_in_order(text: str, first: int, rest: int) -> None:
     lines = wrap(text, first, rest)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")

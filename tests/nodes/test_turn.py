@@ -127,3 +127,10 @@ def test_chance_is_the_same_for_the_same_act_and_about_one_in_n() -> None:
     outcomes = [decided(one, entry("x", number=number)).answers for number in range(800)]
     assert outcomes == [decided(one, entry("x", number=number)).answers for number in range(800)]
     assert 140 < sum(outcomes) < 260
+
+
+def test_somebody_of_its_name_elsewhere_is_another() -> None:
+    """Two owners' ems of one name talk to each other; what an em said itself it never answers."""
+    said = entry("hey arago", "arago")
+    assert decided(ARAGO, said) == Decision(False, "its own words")
+    assert decide(ARAGO, Roster([ARAGO]).hear(said, None, None, is_ours=False)).answers
