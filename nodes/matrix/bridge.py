@@ -189,7 +189,7 @@ class Bridge:
 
     def lost(self, em: str, reason: str) -> None:
         """An em's own account is logged out."""
-        self._tell(f"the account of {em} is logged out: {reason}")
+        self._tell(f"the account of {em} is logged out: {reason}; log it in again: mesh matrix login … --em {em}")
 
     async def _attend(self) -> None:
         """Have ems come where they are to sit, and speak again when a mute is over."""

@@ -23,7 +23,7 @@ from mesh.bridges.matrix.registration import Registration
 from mesh.bus.memory import MemoryBroker
 from mesh.clock import now_ms
 from mesh.entries import recent
-from nodes.matrix.bridge import Bridge
+from nodes.matrix.bridge import LOGGED_OUT, Bridge
 from nodes.matrix.operations import Nothing, operations
 from nodes.models.base import Model
 from nodes.models.scripted import Scripted
@@ -259,12 +259,9 @@ async def test_a_token_that_is_revoked_is_one_line_and_the_node_goes_on(
         await until(lambda: bridge.problems)
         await works_without_matrix(world)
         (problem,) = (await status(world))["problems"]
-        assert problem == (
-            "the homeserver does not know the access token any more; log in again (mesh matrix);"
-            " then start the node again"
-        )
+        assert problem == f"the homeserver does not know the token: {LOGGED_OUT[bridge.port.caps.way]}"
         assert (await status(world))["ready"] is False
-        assert capsys.readouterr().out.count("does not know the access token") == 1
+        assert capsys.readouterr().out.count("does not know the token") == 1
 
 
 @both
