@@ -128,7 +128,7 @@ CAN_MOUNT = (
     and subprocess.run(unshared("mount -t tmpfs tmpfs /mnt"), capture_output=True, check=False).returncode == 0
 )
 needs_mounts = pytest.mark.skipif(
-    not CAN_MOUNT, reason="THIS MACHINE LETS NOBODY MOUNT: full and read-only disks are NOT tested"
+    not CAN_MOUNT, reason="MOUNTING IS not allowed here: full and read-only disks are NOT tested"
 )
 
 
