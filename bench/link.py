@@ -113,8 +113,14 @@ async def leaves(folder: Path) -> list[float]:
         processes.append(await asyncio.create_subprocess_exec(find_server(), "-c", file, stderr=DEVNULL))
     try:
         one, other, heard = Client(), Client(), asyncio.Event()
+
+        async def quiet(_: Exception) -> None:
+            """The first attempts come before the server is there."""
+
         for client, port in ((one, ports[1]), (other, ports[0])):
-            await client.connect(f"nats://127.0.0.1:{port}", max_reconnect_attempts=50, reconnect_time_wait=1)
+            await client.connect(
+                f"nats://127.0.0.1:{port}", max_reconnect_attempts=50, reconnect_time_wait=1, error_cb=quiet
+            )
 
         async def take(_: Msg) -> None:
             heard.set()
