@@ -12,6 +12,7 @@ from protocol.keys import MeshId
 
 Mint = Callable[[str, int], Budget]  # a basin and Unix milliseconds: what a chain that begins there then gets here
 
+STOPPED: Final = "Enough for now."  # what a person says who has all talk of a basin end
 MAX_CHAINS: Final = 16_384  # chains kept in mind; the oldest is forgotten, and its acts' own budgets still bind
 
 

@@ -12,6 +12,7 @@ import structlog
 from mesh.bus.base import Message
 from mesh.entries import Entry, recent
 from mesh.errors import MeshError
+from nodes.chains import STOPPED
 from nodes.errors import NodeError
 from nodes.node import Node
 from nodes.picture import MAX_LISTED, Picture, pictures
@@ -26,7 +27,6 @@ from protocol.vocabulary import MAX_TEXT
 AT_A_TIME: Final = 64  # requests; more wait in the subscription's own queue
 MAX_HISTORY: Final = 1_000  # acts one request may ask for
 MAX_ANSWER: Final = 900_000  # bytes of history in one answer, the newest: the bus takes little more in one message
-STOPPED: Final = "Enough for now."
 
 Operations = Mapping[str, tuple[type[Any], Callable[[Any], Awaitable[dict[str, Any]]]]]
 """By name: what a request holds, and what answers it."""

@@ -25,9 +25,10 @@ from mesh.bridges.matrix.rooms import read_membership, read_name, read_tombstone
 from mesh.entries import find
 from mesh.errors import MeshError, StoreFailed
 from mesh.words import plain
+from nodes.chains import STOPPED
 from nodes.errors import NodeError
 from nodes.matrix import house
-from nodes.matrix.inward import STOPPED, Inward, Scene
+from nodes.matrix.inward import Inward, Scene
 from nodes.matrix.lobby import Lobby
 from nodes.matrix.outward import Outward
 from nodes.matrix.page import Pages

@@ -14,6 +14,7 @@ import msgspec
 from mesh.bridges.matrix.content import ACT_BYTES
 from mesh.bridges.matrix.inbox import Inbound
 from mesh.bridges.matrix.reading import Heard
+from nodes.chains import STOPPED
 from nodes.config import Budget as Minted
 from nodes.matrix.settings import WINDOW_MINUTES, Control, Matrix, fits
 from nodes.matrix.tables import Chained, Known, Tables
@@ -25,7 +26,6 @@ from protocol.vocabulary import MAX_TEXT
 MINUTE_MS: Final = 60_000
 DAY_MS: Final = 24 * 60 * MINUTE_MS
 UNREAD: Final = "[an encrypted message that cannot be read here yet]"
-STOPPED: Final = "Enough for now."
 TAKEN_BACK: Final = "taken back"
 
 Find = Callable[[bytes], Act | None]  # an act that is kept, or said and not heard yet
