@@ -2,25 +2,23 @@
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from homeserver import INSTALLED, Synapse, free_port
-from nio import AsyncClient, AsyncClientConfig, MessageDirection
+from homeserver import INSTALLED, Synapse
+from matrix_rig import Human, new_session, new_way, person
+from nio import AsyncClient
 
-from mesh.bridges.matrix.account import Account, Session, check_token, log_in
+from mesh.bridges.matrix.account import Account, Session, check_token
 from mesh.bridges.matrix.appservice import AppService
 from mesh.bridges.matrix.content import Relation, edit, later, message, reaction, redaction
 from mesh.bridges.matrix.errors import MatrixLoggedOut, MatrixRefused
 from mesh.bridges.matrix.inbox import Inbound
 from mesh.bridges.matrix.port import MEMBER, MESSAGE, REACTION, REDACTION, Speaker
 from mesh.bridges.matrix.reading import read
-from mesh.bridges.matrix.registration import Registration, new_registration
+from mesh.bridges.matrix.registration import Registration
 from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.clock import now_ms
 from mesh.store import Store
@@ -34,37 +32,6 @@ ADA, BOB, EVE = Speaker("ada", "Ada"), Speaker("bob", "Bob"), Speaker("eve", "Ev
 REGISTRATIONS = 32  # one a test: what one leaves unheard must not reach the next
 Port = AppService | Account
 Shared = tuple[Synapse, list[tuple[Registration, int]]]
-
-
-class Human:
-    """A person with an ordinary client."""
-
-    def __init__(self, synapse: Synapse, login: dict[str, Any]) -> None:
-        self.client = AsyncClient(synapse.url, login["user_id"], config=AsyncClientConfig(encryption_enabled=False))
-        self.client.restore_login(login["user_id"], login["device_id"], login["access_token"])
-        self.id: str = login["user_id"]
-
-    async def room(self, *invited: str, **options: Any) -> str:
-        return str((await self.client.room_create(invite=list(invited), **options)).room_id)
-
-    async def say(self, room: str, text: str, **more: Any) -> str:
-        content = {"msgtype": "m.text", "body": text} | more
-        return str((await self.client.room_send(room, MESSAGE, content)).event_id)
-
-    async def events(self, room: str, kind: str = MESSAGE) -> list[dict[str, Any]]:
-        """All events of a kind in a room, oldest first."""
-        found, start = list[dict[str, Any]](), ""
-        while True:
-            page = await self.client.room_messages(room, start, direction=MessageDirection.front, limit=500)
-            found += [event.source for event in page.chunk if event.source["type"] == kind]
-            if not page.end or not page.chunk:
-                return found
-            start = page.end
-
-    async def bodies(self, room: str) -> list[str]:
-        """What was said in a room by others, without names in front."""
-        said = [event["content"]["body"] for event in await self.events(room) if event["sender"] != self.id]
-        return [body.split(": ", 1)[-1] for body in said]
 
 
 class Place:
@@ -93,18 +60,10 @@ class Place:
         return Account(self.way, store, now_ms)
 
 
-def new_way() -> tuple[Registration, int]:
-    listen = free_port()
-    name = f"_m{os.urandom(3).hex()}_"
-    return replace(new_registration(f"http://127.0.0.1:{listen}", "localhost", name), id=name), listen
-
-
 async def place_on(synapse: Synapse, path: Path, way: str, spare: tuple[Registration, int]) -> Place:
     if way == "appservice":
         return Place(path / "node.db", synapse, *spare)
-    user = f"node{os.urandom(4).hex()}"
-    await synapse.register(user, "secret")
-    return Place(path / "node.db", synapse, await log_in(synapse.url, user, "secret"), 0)
+    return Place(path / "node.db", synapse, await new_session(synapse), 0)
 
 
 @pytest.fixture(scope="module")
@@ -138,15 +97,6 @@ async def own_place(way: str, tmp_path: Path) -> AsyncIterator[Place]:
     spare = new_way()
     async with Synapse(tmp_path, [spare[0].text()]) as synapse:
         yield await place_on(synapse, tmp_path, way, spare)
-
-
-@asynccontextmanager
-async def person(synapse: Synapse) -> AsyncGenerator[Human]:
-    one = Human(synapse, await synapse.register(f"human{os.urandom(4).hex()}", "secret"))
-    try:
-        yield one
-    finally:
-        await one.client.close()
 
 
 async def together(port: Port, human: Human, *speakers: Speaker) -> str:

@@ -52,6 +52,11 @@ class Human:
                 return found
             start = page.end
 
+    async def bodies(self, room: str) -> list[str]:
+        """What was said in a room by others, without names in front."""
+        said = [event["content"]["body"] for event in await self.events(room) if event["sender"] != self.id]
+        return [body.split(": ", 1)[-1] for body in said]
+
 
 @asynccontextmanager
 async def person(synapse: Synapse) -> AsyncGenerator[Human]:
