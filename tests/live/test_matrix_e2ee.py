@@ -6,12 +6,12 @@ import os
 import shutil
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from homeserver import INSTALLED, Synapse, free_port
+from homeserver import INSTALLED, Synapse
+from matrix_rig import new_way
 from nio import RoomKeyRequest
 from nio.crypto import OlmDevice
 from sealing import SEALING, Human
@@ -25,7 +25,7 @@ from mesh.bridges.matrix.crosssigning import is_signed
 from mesh.bridges.matrix.errors import MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import SEALED, Inbound
 from mesh.bridges.matrix.port import ENCRYPTED, ENCRYPTION, MEMBER, MESSAGE, REACTION, Speaker
-from mesh.bridges.matrix.registration import Registration, new_registration
+from mesh.bridges.matrix.registration import Registration
 from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.bridges.matrix.several import Several
 from mesh.clock import now_ms
@@ -72,12 +72,6 @@ class Place:
         if isinstance(self.way, Registration):
             return AppService(self.synapse.url, self.way, ("127.0.0.1", self.listen), store, now_ms)
         return Account(self.way, store, now_ms)
-
-
-def new_way() -> tuple[Registration, int]:
-    listen = free_port()
-    name = f"_m{os.urandom(3).hex()}_"
-    return replace(new_registration(f"http://127.0.0.1:{listen}", "localhost", name), id=name), listen
 
 
 @pytest.fixture(scope="module")
