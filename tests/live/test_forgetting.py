@@ -1,6 +1,7 @@
 """What is taken back is nowhere in a home any more, while the node runs, after a crash, and when it is built anew."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 from process import Process, client, make_home, mesh, settled, up
@@ -15,8 +16,12 @@ WORDS = "quillwort-and-saxifrage"
 
 def holding(home: Home, words: str = WORDS) -> list[str]:
     """The files of a home that hold some words."""
-    files = [path for path in home.path.rglob("*") if path.is_file()]
-    return [str(path.relative_to(home.path)) for path in files if words.encode() in path.read_bytes()]
+    found: list[str] = []
+    for path in home.path.rglob("*"):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # the server's temporary files come and go
+            if words.encode() in path.read_bytes():
+                found.append(str(path.relative_to(home.path)))
+    return found
 
 
 def is_due(home: Home) -> bool:
