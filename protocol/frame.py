@@ -53,6 +53,7 @@ class Frame:
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Body)
+_head = msgspec.msgpack.Decoder(tuple[int, int, str, msgspec.Raw])
 
 
 def encode_frame(signer: Signer, sequence: int, sent_at_ms: int, basin: str, acts: Sequence[Act]) -> bytes:
@@ -95,6 +96,14 @@ def _read(data: bytes) -> Frame:
         raise BadFrame(FrameFault.BODY, str(error)) from None
     node = _node_id(data[1 : 1 + KEY_BYTES])
     return Frame(node, fields.sequence, fields.sent_at_ms, fields.basin, fields.acts)
+
+
+def sequence_of(data: bytes) -> int | None:
+    """The sequence of a frame that was checked when it was stored, without reading its acts; None for what is none."""
+    try:
+        return _head.decode(memoryview(data)[HEADER_BYTES:])[0]
+    except (msgspec.MsgspecError, ValueError):
+        return None
 
 
 @lru_cache(maxsize=1024)

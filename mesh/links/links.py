@@ -10,8 +10,10 @@ import structlog
 
 from mesh.errors import MeshError
 from mesh.links.channel import NotAdmitted, Proved, Sealed, Self, answer, call
+from mesh.links.ground import Ground
 from mesh.links.messages import BadMessage
-from mesh.links.session import Ground, Session
+from mesh.links.papers import prove
+from mesh.links.session import Session
 from mesh.links.socket import SocketWire, dial, listening
 from mesh.links.wire import Wire, WireBroken
 from mesh.words import plain
@@ -150,8 +152,8 @@ class Links:
         task = asyncio.current_task()
         if task is None or self._group is None:
             return
+        prove(self._ground, proved.certificate)
         session = Session(peer, wire, self._ground)
-        session.prove(proved)
         running = self._group.create_task(self._run(session), name=f"link {peer[:8]}")
         self._running[peer], self.sessions[peer] = running, session
         log.info("a link is up", peer=peer[:8])

@@ -12,6 +12,7 @@ VERSION: Final = 1
 MAX_FRAMES: Final = 64  # frames of one message
 MAX_PAPERS: Final = 64  # certificates, or revocation lists, of one message
 MAX_NOTE: Final = 500  # characters
+MAX_MATTER: Final = 60_000  # bytes
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -59,6 +60,23 @@ class Missing(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_field
     last: Number
 
 
+class Gone(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="gone"):
+    """The answer to a `missing`, after the frames themselves: no more of these come from here."""
+
+    mesh: Annotated[str, msgspec.Meta(max_length=64)]
+    node: Annotated[str, msgspec.Meta(max_length=64)]
+    basin: Annotated[str, msgspec.Meta(max_length=64)]
+    first: Number
+    last: Number
+
+
+class Matter(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="matter"):
+    """Something for a part of the peer's node, which `topic` names; a part that is not there lets it be."""
+
+    topic: Annotated[str, msgspec.Meta(pattern="^[a-z]{1,16}$")]
+    data: Annotated[bytes, msgspec.Meta(max_length=MAX_MATTER)]
+
+
 class Note(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="note"):
     """Words for the peer's person."""
 
@@ -75,7 +93,7 @@ class Beat(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=T
     """A sign of life."""
 
 
-Said = Papers | Hello | Frames | Kept | Missing | Note | Offered | Beat
+Said = Papers | Hello | Frames | Kept | Missing | Gone | Matter | Note | Offered | Beat
 
 encode = msgspec.msgpack.Encoder().encode
 _decoder: Final = msgspec.msgpack.Decoder(Said)

@@ -23,8 +23,9 @@ from mesh.bus.nats import NatsBus
 from mesh.clock import now_ms
 from mesh.errors import StoreFailed
 from mesh.links.channel import Self
+from mesh.links.ground import LINKS_SCHEMA
 from mesh.links.messages import Papers
-from mesh.links.session import LINKS_SCHEMA, learn_papers
+from mesh.links.papers import learn_papers
 from mesh.server import Server, ServerKeys
 from mesh.store import MESH_SCHEMA, Store
 from mesh.words import plain

@@ -10,13 +10,15 @@ from typing import Final
 import structlog
 
 from mesh.clock import Clock
+from mesh.links.ground import Sent
 from mesh.store import Store
+from nodes.peers.parts import Part
 from nodes.peers.tables import Peer, Tables
 from protocol.acts import Act
 from protocol.crossing import may_send, may_take, sent_basins
 from protocol.keys import MeshId
 from protocol.link import State
-from protocol.quota import MINUTE_MS, Quota, Spent
+from protocol.quota import DAY_MS, MINUTE_MS, Quota, Spent
 from protocol.statement import STATEMENTS, Trust, own_basin
 
 STATEMENTS_A_MINUTE: Final = 120  # what a peer may say of the relationship itself, whatever its quota
@@ -26,22 +28,40 @@ log = structlog.get_logger(__name__)
 
 
 class PeerGates:
-    """The gates of mesh.links.session, and the quotas of nodes.runtime, over all peers of a node."""
+    """The gates of mesh.links, and the quotas of nodes.runtime, over all peers of a node."""
 
-    def __init__(self, me: MeshId, store: Store, clock: Clock, changed: Callable[[], None]) -> None:
-        """`changed` is called when a peer has kept more of what was said about the relationship."""
+    def __init__(self, me: MeshId, store: Store, clock: Clock, days: int, changed: Callable[[], None]) -> None:
+        """`days`: what was said longer ago is not sent any more.
+
+        `changed` is called when a link is up, and when a peer has kept more of what was said about the relationship.
+        """
         self.tables = Tables(store)
         self.peers: dict[MeshId, Peer] = {peer.mesh: peer for peer in self.tables.peers()}
         self.notes: deque[tuple[MeshId, str]] = deque(maxlen=NOTES)
+        self.parts: dict[str, Part] = {}
+        self.reading: Callable[[MeshId, Act], Act] = _as_it_is  # how an act of ours is said to a peer
         self._me, self._store, self._clock, self._changed = me, store, clock, changed
+        self._days_ms = days * DAY_MS
         self._stated: dict[MeshId, Spent] = {}
 
     # Out
 
-    def sent(self, peer: MeshId) -> Sequence[tuple[str, int]]:
-        """The own basin first: what was agreed on is told before what is said under it."""
+    def met(self, peer: MeshId) -> None:  # noqa: ARG002 - a gate's
+        """The parts of the node may have something to say."""
+        self._changed()
+
+    def sent(self, peer: MeshId) -> Sequence[Sent]:
+        """The own basin first: what was agreed on is told before what is said under it, however old it is."""
         known = self.peers.get(peer)
-        return [(self._own(peer), 0), *sent_basins(known.relationship).items()] if known else []
+        if known is None:
+            return []
+        oldest_ms = self._clock() - self._days_ms
+        shared = sent_basins(known.relationship).items()
+        return [Sent(self._own(peer)), *(Sent(basin, since_ms, oldest_ms) for basin, since_ms in shared)]
+
+    def as_read(self, peer: MeshId, act: Act) -> Act:
+        """An act of ours in words that the peer knows."""
+        return self.reading(peer, act)
 
     def may_have(self, peer: MeshId, origin: MeshId, basin: str, act: Act) -> bool:
         """Whether an act may go to a peer; of a relationship, only what we say ourselves."""
@@ -104,6 +124,13 @@ class PeerGates:
         log.info("a peer's node says", peer=known.petname if known else peer[:8], text=text)
         self.notes.append((peer, text))
 
+    def matter(self, peer: MeshId, topic: str, data: bytes) -> None:
+        """Hand it to the part that it is for, when the two are linked and we listen to the peer."""
+        known, part = self.peers.get(peer), self.parts.get(topic)
+        if known is None or part is None or not is_heard(known):
+            return
+        part.told(peer, data)
+
     # Cost
 
     def reserve(self, mesh: MeshId, tokens: int, *, begins: bool) -> str | None:
@@ -140,3 +167,13 @@ class PeerGates:
 
     def _own(self, peer: MeshId) -> str:
         return own_basin(self._me, peer)
+
+
+def is_heard(peer: Peer) -> bool:
+    """Whether the parts of the two nodes talk: they are linked, and we listen."""
+    seen = peer.relationship
+    return seen.state == State.LINKED and seen.mine.terms.trust != Trust.SILENT
+
+
+def _as_it_is(peer: MeshId, act: Act) -> Act:  # noqa: ARG001 - a reading's
+    return act

@@ -16,14 +16,16 @@ import structlog
 from mesh.entries import Entry, recent
 from mesh.errors import MeshError
 from mesh.links.channel import Proved, Self
+from mesh.links.ground import Ground
 from mesh.links.links import Links
 from mesh.links.messages import Papers
-from mesh.links.session import Ground, learn_papers
+from mesh.links.papers import learn_papers
 from mesh.words import plain
 from nodes.errors import NodeError
 from nodes.node import Node
-from nodes.peers.gates import PeerGates
+from nodes.peers.gates import PeerGates, is_heard
 from nodes.peers.guests import Guests, Here
+from nodes.peers.parts import Part
 from nodes.peers.settings import dialled
 from nodes.peers.tables import Peer
 from nodes.turns import Taken
@@ -53,14 +55,23 @@ class Peers:
         self.me = node.identity.mesh
         learn_papers(ground.store, node.identity.trust)
         self._changed = asyncio.Event()
-        self.gates = PeerGates(self.me, ground.store, ground.clock, self._changed.set)
+        days = node.config.links.days
+        self.gates = PeerGates(self.me, ground.store, ground.clock, days, self._changed.set)
         self.peers = self.gates.peers
         vocabulary = digest_of_all(digest(term) for term in core_terms())
         self.guests = Guests(Here(who, node.config.name, vocabulary, ground.clock), self.gates.tables, self)
         self.links = Links(
             who,
             Ground(
-                self.me, ground.store, ground.bus, node.identity.trust, ground.clock, self.gates, papers, vocabulary
+                self.me,
+                who.signer,
+                ground.store,
+                ground.bus,
+                node.identity.trust,
+                ground.clock,
+                self.gates,
+                papers,
+                vocabulary,
             ),
             self.admit,
             self.guests.greet,
@@ -70,6 +81,18 @@ class Peers:
         self._early: dict[MeshId, list[tuple[MeshId, Act]]] = {}
         node.runtime.quotas = self.gates
 
+    def join(self, part: Part) -> None:
+        """Have a part of the node talk with the same part of linked peers' nodes. Call it before the node runs."""
+        self.gates.parts[part.topic] = part
+
+    def tell(self, peer: MeshId, topic: str, data: bytes) -> bool:
+        """Say something to a part of a linked peer's node, if it is there now; returns whether it will be said.
+
+        What must arrive is said again by `Part.begin`.
+        """
+        known, session = self.peers.get(peer), self.links.sessions.get(peer)
+        return known is not None and session is not None and is_heard(known) and session.tell(topic, data)
+
     # A companion's part
 
     def hear(self, entries: Sequence[Entry]) -> None:
@@ -77,11 +100,15 @@ class Peers:
         for entry in entries:
             if entry.act.kind in STATEMENTS:
                 self._hear(entry)
+        for part in self.gates.parts.values():
+            part.hear(entries)
 
     def proceed(self) -> None:
         """Send what is new; go on where a statement was waited for."""
         self.links.proceed()
         self._heard.set()
+        for part in self.gates.parts.values():
+            part.proceed()
 
     def show(self, basin: str, act: Act) -> None:
         """Words so far stay here."""
@@ -227,11 +254,23 @@ class Peers:
             )
             for mesh in [mesh for mesh in self.links.sessions if mesh not in welcome]:
                 self.links.drop(mesh)
+            self._begin()
             self.links.proceed()
             if await self._answer():
                 await self._changed.wait()
             else:
                 await asyncio.sleep(AGAIN_S)
+
+    def _begin(self) -> None:
+        """Have the parts of the node say what they say first, once a link and whenever two become linked."""
+        for mesh, session in self.links.sessions.items():
+            known = self.peers.get(mesh)
+            heard = known is not None and is_heard(known)
+            if heard and not session.begun:
+                for part in self.gates.parts.values():
+                    for data in part.begin(mesh):
+                        session.tell(part.topic, data)
+            session.begun = heard
 
     async def _answer(self) -> bool:
         """Say `link` to those whose invitation the person has accepted; returns False to be called again."""

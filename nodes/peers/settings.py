@@ -43,6 +43,13 @@ class Links(Settings):
         " listen. Port 443 is dialled with TLS, which is your proxy's matter.",
     )
 
+    days: int = Field(
+        default=366,
+        ge=1,
+        le=36_600,
+        description="How far back a peer who was away, or who is new and may see all, is sent what was said, in days.",
+    )
+
     @property
     def place(self) -> tuple[str, int] | None:
         """Host and port to listen at."""

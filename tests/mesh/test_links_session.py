@@ -1,14 +1,14 @@
 """Two nodes' ledgers over a wire in memory: what is shared arrives once, in order, and nothing else does."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from sides import BUDGET, NOW, Side, sides, until_heard
 
-from mesh.links.messages import Frames, encode
-from mesh.links.session import Session
+from mesh.links.messages import Frames, Matter, Missing, encode
+from mesh.links.session import ASIDES_A_MINUTE, Session
 from mesh.links.wire import MemoryWire, Wire, WireBroken
 from protocol.acts import Act, new_id
 from protocol.frame import encode_frame
@@ -81,3 +81,104 @@ async def test_what_is_not_taken_or_not_signed_right_is_refused_and_counted(tmp_
             await until_heard(b, "tea", ["hello", "still here"])
             assert b.heard("diary") == []
             assert b.store.one("SELECT sum(times) FROM refusals WHERE mesh = ?", (a.mesh,))[0] == 4
+
+
+def gaps(side: Side) -> int:
+    return side.store.one("SELECT count(*) FROM gaps")[0]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def test_what_is_missing_is_asked_for_and_sent_again(tmp_path: Path) -> None:
+    """Frames that were lost behind the cursor: the peer finds a gap in the count, and it is closed."""
+    async with sides(tmp_path) as (a, b):
+        a.gives, b.taken = {"tea": 0}, {"tea"}
+        said = [f"line {number}" for number in range(200)]
+        await a.say("tea", *said)
+        await until(lambda: a.heard("tea") == said)
+        middle = a.store.one("SELECT n FROM frames ORDER BY n LIMIT 1 OFFSET 149")[0]
+        with a.store.transaction():
+            a.store.execute("INSERT INTO link_cursors VALUES (?, 'tea', ?, 0)", (b.mesh, middle))
+        async with linked(a, b):
+            await until(lambda: sorted(b.heard("tea")) == sorted(said))
+            await until(lambda: not gaps(b))
+
+
+async def test_what_is_not_given_is_not_asked_for_for_ever(tmp_path: Path) -> None:
+    """Its author says that there is no more: what was said to others first is no loss."""
+    async with sides(tmp_path) as (a, b):
+        a.gives, b.taken = {"tea": 0}, {"tea"}
+        await a.say("tea", "hello", "not for you", "not for you", "still here")
+        async with linked(a, b):
+            await until_heard(b, "tea", ["hello", "still here"])
+            await until(lambda: not gaps(b))
+        assert b.heard("tea") == ["hello", "still here"]
+
+
+async def test_missing_frames_that_the_peer_may_not_have_are_not_given(tmp_path: Path) -> None:
+    """Asked for by name and number, in a basin that is not shared, and what is not for the peer in one that is."""
+    async with sides(tmp_path) as (a, b):
+        a.gives, b.taken = {"tea": 0}, {"tea", "diary"}
+        await a.say("diary", "private")
+        await a.say("tea", "not for you", "hello")
+        async with linked(a, b) as (_, wire):
+            await until_heard(b, "tea", ["hello"])
+            for basin in ("diary", "tea"):
+                await wire.send(encode(Missing(a.mesh, a.node.public, basin, 0, 2**62)))
+            await a.say("tea", "still here")
+            await until_heard(b, "tea", ["hello", "still here"])
+            await until(lambda: not gaps(b))
+            assert b.heard("diary") == []
+
+
+async def test_what_is_too_old_is_left_out_and_told(tmp_path: Path) -> None:
+    async with sides(tmp_path) as (a, b):
+        a.gives, b.taken, a.oldest_ms = {"tea": 0}, {"tea"}, NOW + 1
+        await a.say("tea", "long ago", "and then")
+        async with linked(a, b):
+            await until(lambda: b.notes)
+        assert b.notes == ["2 acts in tea were too old to be sent when you came back"]
+        assert b.heard("tea") == []
+
+
+async def test_who_may_see_more_than_before_is_sent_it(tmp_path: Path) -> None:
+    """Over the same link: what was passed over for a guest is sent to whoever is none any more, each act once."""
+    async with sides(tmp_path) as (a, b):
+        a.gives, b.taken = {"tea": NOW + 1}, {"tea"}
+        await a.say("tea", "before")
+        async with linked(a, b):
+            await until(lambda: a.store.one("SELECT n FROM link_cursors") is not None)
+            assert b.heard("tea") == []
+            a.gives = {"tea": 0}
+            a.proceed()
+            await until_heard(b, "tea", ["before"])
+
+
+async def test_parts_of_two_nodes_talk_and_nonsense_is_counted(tmp_path: Path) -> None:
+    async with sides(tmp_path) as (a, b), linked(a, b):
+        (session,) = a.sessions
+        assert session.tell("card", b"who we are")
+        assert session.tell("nonsense", b"?")
+        assert session.tell("card", b"again")
+        await until(lambda: len(b.matters) == 2)
+        assert b.matters == [("card", b"who we are"), ("card", b"again")]
+        assert b.store.one("SELECT times FROM refusals WHERE mesh = ?", (a.mesh,)) == (1,)
+
+
+async def test_who_says_too_much_beside_its_acts_is_not_heard(tmp_path: Path) -> None:
+    """A flood of matters is dropped and counted; acts go on."""
+    async with sides(tmp_path) as (a, b):
+        a.gives, b.taken = {"tea": 0}, {"tea"}
+        async with linked(a, b) as (wire, _):
+            await a.say("tea", "good day")
+            await until_heard(b, "tea", ["good day"])
+            for _ in range(ASIDES_A_MINUTE + 50):
+                await wire.send(encode(Matter("card", b"x")))
+            await a.say("tea", "hello")
+            await until_heard(b, "tea", ["good day", "hello"])
+            assert len(b.matters) < ASIDES_A_MINUTE
+            assert b.store.one("SELECT times FROM refusals WHERE mesh = ?", (a.mesh,))[0] > 40

@@ -33,7 +33,7 @@ QUOTA = Quota(100, 2, 1_000)
 @pytest.fixture
 def gates(tmp_path: Path) -> Iterator[PeerGates]:
     store = Store(tmp_path / "node.db", SCHEMAS)
-    made = PeerGates(MESH_ID, store, lambda: NOW, lambda: None)
+    made = PeerGates(MESH_ID, store, lambda: NOW, 366, lambda: None)
     tea = {"tea": Share("write", NOW)}
     mine = Side(1, standing=Standing.INVITED, terms=Terms(gives=tea, trust=Trust.KNOWN, quota=QUOTA))
     theirs = Side(1, standing=Standing.AGREED, terms=Terms(takes=tea, trust=Trust.KNOWN))
@@ -55,7 +55,7 @@ def test_whoever_is_unknown_has_says_and_costs_nothing(gates: PeerGates) -> None
 
 def test_what_is_shared_flows_and_nothing_else(gates: PeerGates) -> None:
     own = own_basin(MESH_ID, PEER)
-    assert [basin for basin, _ in gates.sent(PEER)] == [own, "tea"]
+    assert [sent.basin for sent in gates.sent(PEER)] == [own, "tea"]
     assert gates.may_have(PEER, THIRD, "tea", root("passed on"))
     assert not gates.may_have(PEER, THIRD, own, root("in our relationship"))
     assert gates.takes(PEER, "tea")

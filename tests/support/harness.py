@@ -8,7 +8,7 @@ from pathlib import Path
 from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.bus.base import Bus
 from mesh.bus.memory import MemoryBroker
-from mesh.links.session import LINKS_SCHEMA
+from mesh.links.ground import LINKS_SCHEMA
 from mesh.store import MESH_SCHEMA, Store
 from mesh.trust import Trust
 from nodes.config import MeshConfig

@@ -9,9 +9,10 @@ from mesh.bus.memory import MemoryBroker
 from mesh.entries import recent
 from mesh.ledger import Ledger
 from mesh.links.channel import Self
+from mesh.links.ground import LINKS_SCHEMA, Ground, Sent
 from mesh.links.links import Links
-from mesh.links.messages import Papers
-from mesh.links.session import LINKS_SCHEMA, Ground, Session
+from mesh.links.messages import BadMessage, Papers
+from mesh.links.session import Session
 from mesh.store import MESH_SCHEMA, Store
 from mesh.trust import Trust
 from protocol.acts import Act, new_id
@@ -38,19 +39,28 @@ class Side:
         self.store = Store(path / f"{letter}.db", {"mesh": MESH_SCHEMA, "links": LINKS_SCHEMA})
         self.gives: dict[str, int] = {}
         self.taken: set[str] = set()
+        self.oldest_ms = 0
+        self.notes: list[str] = []
+        self.matters: list[tuple[str, bytes]] = []
         self.sessions: Links | list[Session] = []
         self.sequences: dict[str, int] = {}
         self.ledger = Ledger(self.bus, self.store, self.trust, lambda: NOW, lambda _entries: None)
         self.who = Self(self.node, paper)
         self.ground = Ground(
-            self.mesh, self.store, self.bus, self.trust, lambda: NOW, self, Papers([paper], []), "b2:0"
+            self.mesh, self.node, self.store, self.bus, self.trust, lambda: NOW, self, Papers([paper], []), "b2:0"
         )
 
-    def sent(self, peer: MeshId) -> Sequence[tuple[str, int]]:  # noqa: ARG002 - one peer
-        return list(self.gives.items())
+    def met(self, peer: MeshId) -> None:
+        """Nobody here waits for a link."""
+
+    def sent(self, peer: MeshId) -> Sequence[Sent]:  # noqa: ARG002 - one peer
+        return [Sent(basin, since_ms, self.oldest_ms) for basin, since_ms in self.gives.items()]
 
     def may_have(self, peer: MeshId, origin: MeshId, basin: str, act: Act) -> bool:  # noqa: ARG002
         return act.text != "not for you"
+
+    def as_read(self, peer: MeshId, act: Act) -> Act:  # noqa: ARG002 - one peer
+        return act
 
     def kept(self, peer: MeshId, basin: str) -> None:
         """Nothing is noted here."""
@@ -64,8 +74,13 @@ class Side:
     def refuses(self, peer: MeshId, origin: MeshId, basin: str, act: Act) -> str | None:  # noqa: ARG002
         return "not with me" if act.text == "refuse me" else None
 
-    def told(self, peer: MeshId, text: str) -> None:
-        """Nothing is told here."""
+    def told(self, peer: MeshId, text: str) -> None:  # noqa: ARG002 - one peer
+        self.notes.append(text)
+
+    def matter(self, peer: MeshId, topic: str, data: bytes) -> None:  # noqa: ARG002 - one peer
+        if topic == "nonsense":
+            raise BadMessage("no part of ours says that")
+        self.matters.append((topic, data))
 
     def proceed(self) -> None:
         for session in self.sessions if isinstance(self.sessions, list) else self.sessions.sessions.values():

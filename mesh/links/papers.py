@@ -1,0 +1,102 @@
+"""Certificates and revocation lists of other meshes: taken in, kept, and shown to peers who need them.
+
+A paper proves itself by its mesh's signature, whoever brought it. How many are kept is bounded: a mesh has a handful of
+nodes, and whoever sends thousands wants our memory.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+import structlog
+
+from mesh.links.ground import Ground, refuse
+from mesh.links.messages import Papers
+from mesh.store import Store
+from mesh.trust import Trust
+from protocol.certificate import Certificate, Revocation, read_certificate, read_revocation
+from protocol.errors import ProtocolError
+from protocol.keys import MeshId
+
+MAX_NODES: Final = 64  # certificates that are kept of one mesh, beside those whose nodes proved to hold their key
+MAX_CARRIED: Final = 20_000  # certificates kept in all of meshes that others brought: some megabytes
+
+log = structlog.get_logger(__name__)
+
+
+def learn_papers(store: Store, trust: Trust) -> None:
+    """Believe again what peers' nodes have shown: call it before anything of theirs is read from the stream."""
+    for data, proved in store.rows("SELECT data, proved FROM link_papers ORDER BY proved DESC, mesh, node"):
+        trust.learn(read_certificate(data), proved=bool(proved))
+    for (data,) in store.rows("SELECT data FROM link_revocations ORDER BY mesh"):
+        trust.revoke(read_revocation(data))
+
+
+def paper(ground: Ground, mesh: str, node: str) -> bytes | None:
+    """The certificate of another mesh's node, as signed."""
+    row = ground.store.one("SELECT data FROM link_papers WHERE mesh = ? AND node = ?", (mesh, node))
+    return row[0] if row else None
+
+
+def revocations(ground: Ground, meshes: Iterable[str]) -> list[bytes]:
+    """The revocation lists that are held of some meshes, as signed."""
+    sql = "SELECT data FROM link_revocations WHERE mesh = ?"
+    rows = (ground.store.one(sql, (mesh,)) for mesh in sorted(meshes))
+    return [row[0] for row in rows if row]
+
+
+def prove(ground: Ground, data: bytes) -> None:
+    """Take in the certificate that a peer's node has proved to hold."""
+    certificate = read_certificate(data)
+    ground.trust.learn(certificate, proved=True)
+    _save(ground, certificate, data, proved=True)
+
+
+def learn(ground: Ground, peer: MeshId, papers: Papers) -> None:
+    """Take in what a peer shows; what proves nothing is counted."""
+    for data in papers.certificates:
+        try:
+            _certificate(ground, read_certificate(data), data)
+        except ProtocolError as error:
+            refuse(ground.store, peer, type(error).__name__)
+    for data in papers.revocations:
+        try:
+            _revocation(ground, read_revocation(data), data)
+        except ProtocolError as error:
+            refuse(ground.store, peer, type(error).__name__)
+
+
+def _certificate(ground: Ground, certificate: Certificate, data: bytes) -> None:
+    if certificate.mesh == ground.mesh or not _has_room(ground, certificate):
+        return
+    if ground.trust.learn(certificate):
+        _save(ground, certificate, data, proved=False)
+
+
+def _has_room(ground: Ground, certificate: Certificate) -> bool:
+    """Whether another certificate may be kept; one that takes the place of an older one always may."""
+    store = ground.store
+    sql = "SELECT 1 FROM link_papers WHERE mesh = ? AND node = ?"
+    if store.one(sql, (certificate.mesh, certificate.node)):
+        return True
+    sql = "SELECT count(*) FROM link_papers WHERE mesh = ? AND NOT proved"
+    if store.one(sql, (certificate.mesh,))[0] >= MAX_NODES:
+        return False
+    return store.one("SELECT count(*) FROM link_papers WHERE NOT proved")[0] < MAX_CARRIED
+
+
+def _save(ground: Ground, certificate: Certificate, data: bytes, *, proved: bool) -> None:
+    sql = (
+        "INSERT INTO link_papers VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
+        " SET data = excluded.data, proved = max(proved, excluded.proved)"
+    )
+    with ground.store.transaction():
+        ground.store.execute(sql, (certificate.mesh, certificate.node, data, proved))
+
+
+def _revocation(ground: Ground, revocation: Revocation, data: bytes) -> None:
+    """Take in a list of a mesh that is known: those of others would only fill the disk."""
+    if revocation.mesh == ground.mesh or not ground.trust.knows(revocation.mesh):
+        return
+    if ground.trust.revoke(revocation):
+        with ground.store.transaction():
+            ground.store.execute("INSERT OR REPLACE INTO link_revocations VALUES (?, ?)", (revocation.mesh, data))

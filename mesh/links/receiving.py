@@ -1,0 +1,151 @@
+"""In: what a peer sends is verified, allowed by the gates, stored, and only then acknowledged.
+
+What is missing of a node's count is asked for: of the peer that is linked, be it the node itself or one who heard it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from mesh.errors import BusUnavailable
+from mesh.links.ground import Ground, refuse
+from mesh.links.messages import BadMessage, Frames, Gone, Kept, Missing
+from mesh.links.sending import WINDOW, Say
+from mesh.words import plain
+from protocol.address import Subject
+from protocol.errors import ProtocolError
+from protocol.frame import Frame, decode_frame, frame_id
+from protocol.keys import MeshId
+
+RETRY_S: Final = 0.2  # while our own bus is away
+PAUSE_S: Final = 10.0  # at most, between two looks whether the peer's quota has room again
+ASKED: Final = 4  # gaps that are asked for between two beats
+
+log = structlog.get_logger(__name__)
+
+
+class Receiving:
+    """What comes from one peer."""
+
+    def __init__(self, peer: MeshId, ground: Ground, say: Say) -> None:
+        self.refused = 0  # frames
+        self._peer, self._ground, self._say = peer, ground, say
+        self._looks = True
+        self._asked: set[tuple[str, str, str, int]] = set()  # gaps: mesh, node, basin, first
+
+    # Frames
+
+    async def take(self, message: Frames, alive: Callable[[], None]) -> None:
+        """Verify, ask the gates, store, and only then say that it is kept. `alive` is called while the peer waits."""
+        allowed = list[tuple[Subject, bytes]]()
+        refused = 0
+        for data in message.frames:
+            taken = self._allowed(data)
+            if taken is None:
+                refused += 1
+            elif not self._is_known(*taken):
+                await self._pace(taken[1], alive)
+                allowed.append((taken[0], data))
+        self.refused += refused
+        for start in range(0, len(allowed), WINDOW):
+            async with asyncio.TaskGroup() as group:
+                for subject, data in allowed[start : start + WINDOW]:
+                    group.create_task(self._store(subject, data))
+        await self._say(Kept(message.number, refused))
+
+    async def _pace(self, frame: Frame, alive: Callable[[], None]) -> None:
+        """Wait until the peer's quota has room: nothing more is read from it meanwhile, and nothing is lost."""
+        while (wait_s := self._ground.gates.pace_s(self._peer, frame.basin, len(frame.acts))) > 0:
+            await asyncio.sleep(min(wait_s, PAUSE_S))
+            alive()
+
+    def _allowed(self, data: bytes) -> tuple[Subject, Frame] | None:
+        """A frame that verifies and may come in, with its subject; None for any other, which is counted."""
+        try:
+            frame = decode_frame(data)
+            mesh = self._ground.trust.mesh_of(frame.node) or MeshId("")
+            subject = Subject(True, frame.basin, mesh, frame.node)
+            self._ground.trust.check(subject, frame, self._ground.clock())
+        except ProtocolError as error:
+            self.refuse(error)
+            return None
+        if reason := self._barred(mesh, frame):
+            self.refuse(BadMessage(reason))
+            return None
+        return subject, frame
+
+    def _barred(self, mesh: MeshId, frame: Frame) -> str | None:
+        gates = self._ground.gates
+        if mesh == self._ground.mesh:
+            return "it pretends to be ours"
+        if not gates.takes(self._peer, frame.basin):
+            return "the basin is not taken from this peer"
+        reasons = (gates.refuses(self._peer, mesh, frame.basin, act) for act in frame.acts)
+        return next((reason for reason in reasons if reason), None)
+
+    def _is_known(self, subject: Subject, frame: Frame) -> bool:
+        """Whether every act of a frame is here already, and so is its number: it came another way."""
+        ids = [act.id for act in frame.acts]
+        marks = ",".join("?" * len(ids))
+        sql = f"SELECT count(*) FROM acts WHERE id IN ({marks})"  # noqa: S608 - question marks only
+        if self._ground.store.one(sql, ids)[0] != len(set(ids)):
+            return False
+        sql = (
+            "SELECT 1 FROM gaps JOIN origins USING (origin)"
+            " WHERE mesh = ? AND node = ? AND basin = ? AND ? BETWEEN first AND last"
+        )
+        where = (subject.mesh, subject.node, frame.basin, frame.sequence)
+        return self._ground.store.one(sql, where) is None
+
+    async def _store(self, subject: Subject, data: bytes) -> None:
+        while True:
+            try:
+                await self._ground.bus.publish(str(subject), data, frame_id(data))
+            except BusUnavailable:
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
+
+    def refuse(self, error: Exception) -> None:
+        """Count what was refused against the peer, and tell the person now and then."""
+        refuse(self._ground.store, self._peer, type(error).__name__)
+        if self.refused & (self.refused + 1) == 0:  # the 1st, 2nd, 4th, 8th
+            log.warning("refused what a peer sent", peer=self._peer[:8], reason=plain(str(error)))
+
+    # Gaps
+
+    def look(self) -> None:
+        """Have the next `ask` look for what is missing."""
+        self._looks = True
+
+    async def ask(self) -> None:
+        """Ask the peer for some of what is missing in the basins that are taken from it. Raises WireBroken."""
+        if not self._looks:
+            return
+        self._looks = False
+        sql = "SELECT mesh, node, basin, first, last FROM gaps JOIN origins USING (origin)"
+        gaps = [gap for gap in self._ground.store.rows(sql) if gap[:4] not in self._asked and self._wants(*gap[:3])]
+        for mesh, node, basin, first, last in gaps[:ASKED]:
+            self._asked.add((mesh, node, basin, first))
+            await self._say(Missing(mesh, node, basin, first, last))
+
+    def _wants(self, mesh: str, node: str, basin: str) -> bool:
+        is_revoked = self._ground.trust.revoked(mesh, node)
+        return mesh != self._ground.mesh and not is_revoked and self._ground.gates.takes(self._peer, basin)
+
+    def gone(self, message: Gone) -> None:
+        """The peer has no more of what was asked for. When it was its own to give, nothing is missing any more."""
+        asked = (message.mesh, message.node, message.basin, message.first)
+        if asked not in self._asked or message.mesh != self._peer:
+            return
+        sql = (
+            "DELETE FROM gaps WHERE basin = ? AND first >= ? AND last <= ?"
+            " AND origin = (SELECT origin FROM origins WHERE mesh = ? AND node = ?)"
+        )
+        where = (message.basin, message.first, message.last, message.mesh, message.node)
+        with self._ground.store.transaction():
+            closed = self._ground.store.execute(sql, where)
+        if closed:
+            log.info("a peer does not give what is missing of its own", peer=self._peer[:8], basin=message.basin)
