@@ -18,6 +18,7 @@ import msgpack
 from nodes.errors import NodeError
 
 FORMAT: Final = "ampmesh-home"
+EM_FORMAT: Final = "ampmesh-em"  # an em that goes to somebody else, with its passport (nodes.lending)
 VERSION: Final = 1
 MAX_CHUNK: Final = 1 << 20  # bytes of a file read or written at a time
 MAX_PATH: Final = 1_024  # characters; ours have about 100
@@ -25,6 +26,7 @@ MAX_PART: Final = 255  # bytes of one name: what file systems take
 MAX_FILES: Final = 1_000_000  # a thousand ems with a thousand memory files each
 MAX_MAP: Final = 8  # keys of one entry; more is no archive of ours
 
+_WRITTEN_BY: Final = {FORMAT: "export", EM_FORMAT: "em lend"}
 _TRAILER_KEY: Final = "blake2b-256"
 _DIGEST_BYTES: Final = 32
 _MSGPACK: Final[Any] = msgpack  # it carries no types
@@ -33,10 +35,11 @@ _pack: Final = _MSGPACK.packb
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an archive says of itself: the mesh's name, and when it was written (Unix milliseconds)."""
+    """What an archive says of itself: whose it is, when it was written (Unix milliseconds), and what is in it."""
 
     name: str
     created_ms: int
+    format: str = FORMAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class Writer:
     def __init__(self, file: BinaryIO, header: Header) -> None:
         self._file = file
         self._digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-        named = {"format": FORMAT, "version": VERSION, "name": header.name, "created_ms": header.created_ms}
+        named = {"format": header.format, "version": VERSION, "name": header.name, "created_ms": header.created_ms}
         self._put(named)
 
     def add(self, entry: File, source: BinaryIO) -> None:
@@ -93,8 +96,8 @@ class Reader:
     Made, it has verified the digest of the whole. Raises NodeError, one sentence, for everything that is no archive.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.size = _verify(file)
+    def __init__(self, file: BinaryIO, expected: str = FORMAT) -> None:
+        self.size, self._expected = _verify(file), expected
         self._unpacker: Any = _MSGPACK.Unpacker(
             file,
             read_size=MAX_CHUNK,
@@ -123,14 +126,14 @@ class Reader:
 
     def _header(self) -> Header:
         header = self._next(dict)
-        if header.get("format") != FORMAT:
-            raise NodeError("this is not an archive of `mesh export`")
+        if header.get("format") != self._expected:
+            raise NodeError(f"this is not an archive of `mesh {_WRITTEN_BY[self._expected]}`")
         if header.get("version") != VERSION:
             raise NodeError("this archive was written by another version of ampmesh; import it with that one")
         name, created = header.get("name"), header.get("created_ms")
         if not isinstance(name, str) or not isinstance(created, int):
             raise damaged()
-        return Header(name, created)
+        return Header(name, created, self._expected)
 
     def _content(self, size: int) -> Iterator[bytes]:
         while size:

@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import string
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple, Self
 
@@ -24,9 +24,9 @@ from mesh.trust import Trust
 from nodes.errors import NodeError, NotRunning
 from nodes.picture import Picture
 from protocol.acts import ID_BYTES, Act
-from protocol.address import check_name, parse_subject
+from protocol.address import Subject, check_name, parse_subject
 from protocol.errors import ProtocolError
-from protocol.frame import decode_frame
+from protocol.frame import Frame, decode_frame
 from protocol.husk import is_husk
 from protocol.keys import MeshId, Signer
 from protocol.request import NONCE_BYTES, encode_request
@@ -34,6 +34,7 @@ from protocol.vocabulary import MAX_TEXT
 
 REQUEST_S: Final = 30.0  # how long the node may take: a full disk makes it slow, and then it says so
 _HEX: Final = frozenset(string.hexdigits)
+LEARN_MS: Final = 1_000  # between two looks at whom the node has met: they read its database
 INBOX: Final = 4_096  # acts that wait for a slow reader; the oldest are dropped and counted
 
 
@@ -81,8 +82,20 @@ class Inbox:
 class Client:
     """One person's hands on their own node."""
 
-    def __init__(self, bus: Bus, mesh: MeshId, signer: Signer, trust: Trust, clock: Clock) -> None:
-        """`signer` is the owner's client key, which the node knows."""
+    def __init__(  # noqa: PLR0913, PLR0917 - each is one independent part
+        self,
+        bus: Bus,
+        mesh: MeshId,
+        signer: Signer,
+        trust: Trust,
+        clock: Clock,
+        learn: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`signer` is the owner's client key, which the node knows.
+
+        `learn` has `trust` take in what the node has learnt since: a peer that was linked meanwhile.
+        """
+        self._learn, self._learnt_ms = learn, clock()
         self._bus, self._mesh, self._signer, self._trust, self._clock = bus, mesh, signer, trust, clock
 
     async def say(
@@ -136,6 +149,14 @@ class Client:
             raise NodeError(reply["error"])
         return reply
 
+    def _check(self, subject: Subject, frame: Frame) -> None:
+        """Raise BadCertificate unless a mesh vouches for a frame, also one that was met while we listened."""
+        now = self._clock()
+        if self._trust.certificate(subject.mesh, frame.node) is None and now - self._learnt_ms >= LEARN_MS:
+            self._learnt_ms = now
+            self._learn()
+        self._trust.check(subject, frame, now)
+
     @asynccontextmanager
     async def listening(self, basin: str | None = None) -> AsyncGenerator[Inbox]:
         """Everything said in a basin (None: in all) from now on, verified here; what does not verify is counted."""
@@ -145,7 +166,7 @@ class Client:
             try:
                 subject = parse_subject(message.subject)
                 frame = decode_frame(message.data)
-                self._trust.check(subject, frame, self._clock())
+                self._check(subject, frame)
             except ProtocolError:
                 inbox.refused += 1
                 return

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, get_args
 
 from pydantic import AfterValidator, AliasChoices, Field, StringConstraints, field_validator
 
@@ -27,6 +27,7 @@ from nodes.errors import ConfigError
 from nodes.models import names as models
 from nodes.pattern import Pattern, compile_pattern
 from nodes.settings import Name, Settings, load
+from nodes.spoken import SpokenKind
 from nodes.textfile import read_bytes
 
 EM_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")  # also a Matrix user's and a file's name: kept short
@@ -134,6 +135,15 @@ class EmSettings(Settings):
     )
     reply_on_floor: bool = Field(default=False, description="Takes a turn when nobody in particular was addressed.")
     reply_on_all: bool = Field(default=False, description="Answers everything.")
+    vocabulary: bool = Field(
+        default=False, description="Is shown what the words mean that this mesh has adopted, where they are said."
+    )
+    acts: tuple[SpokenKind, ...] = Field(
+        default=(),
+        max_length=len(get_args(SpokenKind)),
+        strict=False,
+        description="What it may do by lines of its replies, such as [propose, adopt, contest]; see docs/words.md.",
+    )
     mute: bool = Field(default=False, description="Listens and remembers, and never speaks.")
     delay_s: float = Field(
         default=0.0, ge=0, le=MAX_DELAY_S, description="Seconds to wait before answering, so that people can read."

@@ -82,6 +82,13 @@ class Keyring:
         except (OSError, ProtocolError) as error:
             raise HomeError(f"{path} is no certificate for this node's key: {error}; {self._mend('node')}") from None
 
+    def paper(self, node: NodeId) -> bytes | None:
+        """The certificate of a node of this mesh, as signed; None: there is none, or it cannot be read."""
+        try:
+            return self._certificate(node).read_bytes()
+        except OSError:
+            return None
+
     def documents(self) -> tuple[list[bytes], list[bytes]]:
         """All certificates and revocation lists of this home as they were signed, the node's own certificate first.
 

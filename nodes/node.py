@@ -27,6 +27,7 @@ from nodes.config import MeshConfig
 from nodes.em import MAX_MEMORY_FILES, Em, load_ems
 from nodes.errors import HomeError, NodeError
 from nodes.media import Media
+from nodes.passports import standing
 from nodes.picture import pictures
 from nodes.runtime import Parts, Runtime
 from nodes.speaker import Models
@@ -102,6 +103,7 @@ class Node:
         self._ems = ems
         self._signature: Mapping[str, Signature] | None = None
         self._told: frozenset[str] = frozenset()
+        self._lapse_ms: int | None = None  # when the next loan of an em ends, or is to be warned of
         self._partials: asyncio.Queue[tuple[str, Act]] = asyncio.Queue(PARTIALS)
 
     async def run(self) -> None:
@@ -163,16 +165,19 @@ class Node:
         An em whose folder has become unreadable goes on as it was: a slip in its settings must not silence it.
         """
         signature = await asyncio.to_thread(_signature, self._ems)
-        if signature == self._signature:
+        now = self.ground.clock()
+        if signature == self._signature and (self._lapse_ms is None or now < self._lapse_ms):
             return False
         before, self._signature = self._signature or {}, signature
         same = {name: em for name, em in self.runtime.ems.items() if before.get(name) == signature.get(name)}
         ems, problems = await asyncio.to_thread(load_ems, self._ems, same)
         read = {em.name for em in ems}
         ems += [em for name, em in self.runtime.ems.items() if signature.get(name) and name not in read]
+        seen = await asyncio.to_thread(standing, ems, self.identity.mesh, now)
+        ems, self._lapse_ms, problems = seen.ems, seen.next_ms, [*problems, *seen.told]
         for problem in problems:
             if problem not in self._told:
-                log.warning("an em could not be read", problem=problem)
+                log.warning("an em has a problem", problem=problem)
         self._told = frozenset(problems)
         self.host(ems)
         return True

@@ -13,6 +13,8 @@ from nodes.turn import Roster
 from protocol.acts import Act
 from protocol.husk import is_husk
 from protocol.keys import MeshId, fingerprint
+from protocol.terms import TERM_ACTS
+from protocol.vocabulary import BODIES
 
 TAIL: Final = MAX_WINDOW  # acts kept in memory a basin; no em's window is longer
 KEPT_EDITS: Final = 16  # of one act, in case the newest is taken back
@@ -21,6 +23,11 @@ ECHOES: Final = 32  # newest acts that a message is compared with
 MIN_ECHO: Final = 12  # characters; people repeat shorter words too
 HIDE: Final = "hide"  # what the body of a reaction says that hides what it is about
 MAX_NAMES: Final = 4_096  # people from elsewhere whose names are kept in mind, of a basin
+
+
+def is_shown(kind: str) -> bool:
+    """Whether ems read such an act: talk, what is said about words, and kinds that people have made."""
+    return kind in SHOWN or kind in TERM_ACTS or kind not in BODIES
 
 
 class Room:
@@ -43,7 +50,7 @@ class Room:
         A person here may hide an act from the ems by a reaction, until that is taken back.
         """
         act = entry.act
-        if act.kind in SHOWN:
+        if is_shown(act.kind):
             if len(self._tail) == TAIL:
                 self._lines.pop(self._tail[0].act.id, None)
                 self._edits.pop(self._tail[0].act.id, None)
@@ -112,7 +119,8 @@ class Room:
 
     def _line(self, entry: Entry, text: str) -> Line:
         act = entry.act
-        return Line(self._name(entry), text, f"act:{act.id.hex()}", pictures(act))
+        told = text if act.kind in SHOWN else f"/{act.kind} {text}"
+        return Line(self._name(entry), told, f"act:{act.id.hex()}", pictures(act))
 
     def _name(self, entry: Entry) -> str:
         """How an author stands in a transcript: `@mara:example.org` is mara, unless somebody else is called so.

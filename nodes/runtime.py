@@ -21,8 +21,10 @@ from nodes.models.base import Usage
 from nodes.prompt import tokens
 from nodes.room import TAIL, Room
 from nodes.speaker import Draft, Models, Reply, ask, draft
+from nodes.spoken import Spoken, split
 from nodes.turn import Roster, decide
 from nodes.turns import Ending, Taken, Turns
+from nodes.words.lore import Lore, NoLore
 from protocol.acts import Act, ActId, reply_id
 from protocol.budget import Budget
 from protocol.keys import MeshId
@@ -35,6 +37,7 @@ ASKED: Final = {RETRY: "a person asked for another try", "continue": "a person a
 log = structlog.get_logger(__name__)
 
 Show = Callable[[str, Act], None]  # basin and an `attend` act with the words so far; never stored
+Placed = tuple[str, Act]  # a basin and an act that is to be said there
 Ended = Callable[[Taken, Act | None], None]  # a turn and the reply it came to; within the transaction that records it
 
 
@@ -60,8 +63,8 @@ class Quotas(Protocol):
         """Why so many tokens more may not be spent for a mesh, or None; `begins`: in a chain not counted yet."""
         ...
 
-    def settle(self, mesh: MeshId, reserved: int, used: int) -> None:
-        """What was reserved and not used is given back."""
+    def settle(self, mesh: MeshId, reserved: int, used: int, price: float | None) -> None:
+        """What was reserved and not used is given back; `price` in the vendor's currency, None where it is unknown."""
         ...
 
 
@@ -72,7 +75,7 @@ class Nobody:
         """Never."""
         return "nobody here is linked with the mesh that began this talk"
 
-    def settle(self, mesh: MeshId, reserved: int, used: int) -> None:
+    def settle(self, mesh: MeshId, reserved: int, used: int, price: float | None) -> None:
         """Nothing."""
 
 
@@ -85,6 +88,7 @@ class Runtime:
         self.turns = Turns(parts.store)
         self.chains = Chains(parts.mesh, mint)
         self.quotas: Quotas = Nobody()
+        self.words: Lore = NoLore()
         self.rooms: dict[str, Room] = {}
         self.ems: dict[str, Em] = {}
         self._taken: list[Taken] = []
@@ -252,29 +256,30 @@ class Runtime:
             self._end(turn, Ending("silent", gone))
             return
         try:
-            ending, act = await self._reply(em, turn, entry)
+            ending, acts = await self._reply(em, turn, entry)
         except MeshError:
             raise
         except Exception as error:
             log.exception("a turn failed", em=em.name)
-            ending, act = Ending("silent", f"a mistake in the node: {type(error).__name__}"), None
-        self._end(turn, ending, act)
+            ending, acts = Ending("silent", f"a mistake in the node: {type(error).__name__}"), ()
+        self._end(turn, ending, acts)
 
-    async def _reply(self, em: Em, turn: Taken, entry: Entry) -> tuple[Ending, Act | None]:
+    async def _reply(self, em: Em, turn: Taken, entry: Entry) -> tuple[Ending, Sequence[Placed]]:
         room = self.rooms.get(turn.basin)
         about = self._about(entry)
         heard, lines = room.until(about) if room else (0, list[Line]())
         if not lines or lines[-1].source != f"act:{about.hex()}":
-            return Ending("silent", "what it would answer was taken back, or is too long ago"), None
+            return Ending("silent", "what it would answer was taken back, or is too long ago"), ()
+        glosses = self.words.glosses(lines[-1].text) if em.settings.vocabulary else ()
         try:
-            plan = await draft(em, self._parts.models, heard, lines, int.from_bytes(turn.id[8:], "big"))
+            plan = await draft(em, self._parts.models, heard, lines, int.from_bytes(turn.id[8:], "big"), glosses)
         except ModelError as error:
-            return Ending("silent", str(error)), None
+            return Ending("silent", str(error)), ()
         made_from = (plan.request.model, plan.request.turns)
         now = self._parts.clock()
         reason = self._over_budget(em, plan.cost, now) or self._reserve(entry.act, plan.cost, now)
         if reason:
-            return Ending("silent", reason, *made_from), None
+            return Ending("silent", reason, *made_from), ()
         reply, usage, outcome = None, Usage(0, 0), "it said nothing"
         try:
             reply = await self._write(em, turn, entry, plan)
@@ -287,14 +292,32 @@ class Runtime:
             told = log.info if self.chains.stopped(entry.act) else log.warning
             told("an em could not answer", em=em.name, model=plan.request.model, reason=outcome)
         finally:
-            budget = self._settle(entry.act, plan.cost, usage.prompt + usage.completion)
+            budget = self._settle(entry.act, plan, usage)
         if reply is None or not reply.text:
-            return Ending("silent", outcome, *made_from, usage), None
-        kind = "answer" if entry.act.kind == "ask" else "say"
-        now, body = self._parts.clock(), {"text": reply.text}
-        act = Act(ActId(turn.id), kind, em.name, [entry.act.id], entry.act.root, budget, now, body)
-        self.chains.promise(act)
-        return Ending("spoken", "spoken", *made_from, usage), act
+            return Ending("silent", outcome, *made_from, usage), ()
+        acts = self._speak(em, turn, entry.act, reply.text, budget)
+        return Ending("spoken", "spoken", *made_from, usage), acts
+
+    def _speak(self, em: Em, turn: Taken, answered: Act, text: str, budget: Budget) -> Sequence[Placed]:
+        """A reply as acts, each in its basin: the em's words, and what it does beside them as far as the chain lasts.
+
+        Their ids follow from what is answered, and so stay the same however often the reply is made.
+        """
+        kind = "answer" if answered.kind == "ask" else "say"
+        words, spoken = split(text, em.settings.acts, self.words.meant)
+        spoken.sort(key=lambda one: one.basin is not None)  # wishes last: the first act has the turn's id and place
+        if words:
+            spoken.insert(0, Spoken(kind, words))
+        now, placed = self._parts.clock(), list[Placed]()
+        for number, one in enumerate(spoken):
+            if number and self.chains.reserve(answered, 0, now):
+                break
+            left = self.chains.settle(answered, 0, 0) if number else budget
+            identity = reply_id(self._parts.reply_key, f"{em.name}\0{number}", answered, 0) if number else turn.id
+            act = Act(ActId(identity), one.kind, em.name, [answered.id], answered.root, left, now, one.body)
+            self.chains.promise(act)
+            placed.append((one.basin or turn.basin, act))
+        return placed
 
     async def _write(self, em: Em, turn: Taken, entry: Entry, plan: Draft) -> Reply:
         """Ask the model, within the chain's time; a person's stop ends it at once."""
@@ -332,10 +355,12 @@ class Runtime:
             self.chains.charged(act)
         return None
 
-    def _settle(self, act: Act, reserved: int, used: int) -> Budget:
+    def _settle(self, act: Act, plan: Draft, usage: Usage) -> Budget:
+        used = usage.prompt + usage.completion
         if charge := self.chains.charge(act):
-            self.quotas.settle(charge[0], reserved, used)
-        return self.chains.settle(act, reserved, used)
+            price = self._parts.models.price(plan.request.model, usage)
+            self.quotas.settle(charge[0], plan.cost, used, price)
+        return self.chains.settle(act, plan.cost, used)
 
     def _over_budget(self, em: Em, cost: int, now: int) -> str | None:
         """Whether the em's own limits allow another reply of at most `cost` tokens."""
@@ -350,16 +375,14 @@ class Runtime:
                 return f"its {budget.tokens_per_day} tokens a day would not last for a reply"
         return None
 
-    def _end(self, turn: Taken, ending: Ending, act: Act | None = None) -> None:
-        """Record the end of a turn, and with it the act that is to be said."""
-        waiting = None
+    def _end(self, turn: Taken, ending: Ending, acts: Sequence[Placed] = ()) -> None:
+        """Record the end of a turn, and with it the acts that are to be said."""
         with self._parts.store.transaction():
             self.turns.end(turn, ending, self._parts.clock())
-            if act is not None:
-                waiting = self._parts.outbox.put(turn.basin, act)
-            self._parts.ended(turn, act)
-        if waiting is not None:
-            self._parts.outbox.send(waiting)
+            waiting = [self._parts.outbox.put(basin, act) for basin, act in acts]
+            self._parts.ended(turn, acts[0][1] if acts else None)
+        for one in waiting:
+            self._parts.outbox.send(one)
 
     def _halt(self, basin: str) -> None:
         """End what is being written in a basin: its chains are stopped already."""

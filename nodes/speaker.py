@@ -12,6 +12,7 @@ from nodes.models.base import Model, Request, Usage
 from nodes.models.names import ModelName
 from nodes.prompt import Style, build, parse, stops, tokens
 from nodes.retrieval import Indexes
+from nodes.words.lore import Gloss
 
 REMEMBERED: Final = 3  # scenes of an em's memory that a prompt shows
 QUERY_LINES: Final = 4  # of the conversation that memory is searched with
@@ -22,7 +23,8 @@ PARTIAL_S: Final = 0.1  # between two showings of a reply that is being written
 class Models:
     """The door to models: `style` tells how one takes its prompt, `default` is used by ems that name none.
 
-    `indexes` are those of the ems' memories. `sees` tells whether a model takes pictures.
+    `indexes` are those of the ems' memories. `sees` tells whether a model takes pictures, `price` what a reply by it
+    cost in its vendor's currency; None where that is unknown.
     """
 
     door: Model
@@ -30,6 +32,7 @@ class Models:
     default: str
     indexes: Indexes = field(default_factory=Indexes)
     sees: Callable[[str], bool] = lambda _: False
+    price: Callable[[str, Usage], float | None] = lambda _, __: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +51,17 @@ class Reply:
     usage: Usage
 
 
-async def draft(em: Em, models: Models, heard: int, lines: Sequence[Line], seed: int) -> Draft:
+async def draft(  # noqa: PLR0913, PLR0917 - all that a reply is made of, each once
+    em: Em, models: Models, heard: int, lines: Sequence[Line], seed: int, glosses: Sequence[Gloss] = ()
+) -> Draft:
     """Lay out the prompt. `lines` end with what is answered; `heard` counts all that were ever said until then.
 
-    Raises ModelRefused for a model name that means nothing.
+    `glosses` tell what words in it mean. Raises ModelRefused for a model name that means nothing.
     """
     model = em.settings.model or models.default
     style, context = models.style(model), ModelName.parse(model).context
     remembered = [] if style == "echo" else await _remember(em, models.indexes, lines)
-    prompt = build(em, style, heard, lines, remembered, context, sees=models.sees(model))
+    prompt = build(em, style, heard, lines, remembered, context, glosses, sees=models.sees(model))
     request = Request(
         model=model,
         turns=prompt.turns,

@@ -13,6 +13,7 @@ from mesh.entries import Entry
 from mesh.words import plain
 from nodes.em import Em
 from protocol.acts import Act
+from protocol.vocabulary import BODIES
 
 ANSWERABLE: Final = frozenset({"say", "ask", "answer"})
 MATCHED: Final = 4_000  # characters of a message that names and patterns are looked for in
@@ -122,7 +123,7 @@ def decide(em: Em, heard: Heard) -> Decision:
 
 
 def _unanswerable(entry: Entry) -> Decision | None:
-    if entry.act.kind not in ANSWERABLE:
+    if entry.act.kind not in ANSWERABLE and entry.act.kind in BODIES:  # kinds that people have made are talk
         return Decision(False, f"a {entry.act.kind} needs no answer")
     if reason := entry.act.body.get("quiet"):
         return Decision(False, plain(str(reason), REASON_CHARS))

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from protocol.acts import Act
+from protocol.dispute import is_dispute
 from protocol.link import Relationship, State
 from protocol.statement import MAX_AHEAD_MS, STATEMENTS, Trust, own_basin
 from protocol.vocabulary import BODIES, Digest
@@ -43,7 +44,7 @@ def sent_basins(relationship: Relationship) -> dict[str, int]:
         since_ms = _since(seen, basin)
         if since_ms is not None:
             begun = max(since_ms, seen.mine.joined_ms, seen.theirs.joined_ms)
-            found[basin] = begun if seen.mine.terms.trust == Trust.GUEST else 0
+            found[basin] = begun if _is_late(seen.mine.terms.trust, basin) else 0
     return found
 
 
@@ -75,9 +76,14 @@ def _refusal(seen: Relationship, basin: str, act: Act, now_ms: int) -> str | Non
     since_ms = _since(seen, basin)
     if since_ms is None:
         return f"{basin} is not shared"
-    if source.terms.trust == Trust.GUEST and act.at_ms < max(since_ms, source.joined_ms, sink.joined_ms):
+    if _is_late(source.terms.trust, basin) and act.at_ms < max(since_ms, source.joined_ms, sink.joined_ms):
         return "it was said before the receiving mesh, a guest, could hear it"
     return None
+
+
+def _is_late(trust: Trust, basin: str) -> bool:
+    """Whether only what is said from now on is heard; a dispute is given to be heard from its beginning."""
+    return trust == Trust.GUEST and not is_dispute(basin)
 
 
 def _since(seen: Relationship, basin: str) -> int | None:

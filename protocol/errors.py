@@ -10,7 +10,10 @@ ProtocolError
 ├── BadCertificate   a certificate or revocation list that is malformed, forged, or not valid now
 ├── BadRequest       a request to a node that its owner did not make, or made long ago
 ├── BadInvitation    a code or an offer that is mistyped, expired, or not the inviter's; `fault` says which
+├── BadPassport      a passport of an em that is malformed or forged
+├── BadProof         a proof of an act that is malformed, or does not hold
 ├── BadLink          a statement about a relationship that is not lawful; `fault` says why
+├── BadTerm          a word and its meaning that break the rules, or an act about one that does not count
 └── BudgetRaised     an act that leaves its chain more than its parent had; `field` says what
 """
 
@@ -59,6 +62,14 @@ class BadRequest(ProtocolError):
     """A request to a node that its owner did not make, or made long ago."""
 
 
+class BadPassport(ProtocolError):
+    """A passport of an em that is malformed or forged."""
+
+
+class BadProof(ProtocolError):
+    """A proof of an act that is malformed, or in which a link of the chain does not hold."""
+
+
 class InvitationFault(StrEnum):
     """What is wrong with a code or an offer, and so what a person can do about it."""
 
@@ -93,6 +104,10 @@ class BadLink(ProtocolError):
     def __init__(self, fault: LinkFault, sentence: str) -> None:
         super().__init__(sentence)
         self.fault = fault
+
+
+class BadTerm(ProtocolError):
+    """A word and its meaning that break the rules for them, or an act about one that does not count."""
 
 
 class BudgetRaised(ProtocolError):

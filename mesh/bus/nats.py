@@ -40,7 +40,7 @@ _log = structlog.get_logger()
 
 
 class _Client(Client):
-    """nats-py's client with four habits changed; each is tested from outside. It types its futures loosely."""
+    """nats-py's client with five habits changed; each is tested from outside. It types its futures loosely."""
 
     _ended = False
 
@@ -52,6 +52,14 @@ class _Client(Client):
         while (task := self._reconnection_task) is not None and not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=RECONNECT_S)
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002 - as nats-py calls it
+        """Close also when the server goes just then; nats-py gives up half way, with an error of the socket's."""
+        try:
+            await super()._close(status, do_cbs)
+        except OSError:
+            self._status = Client.DISCONNECTED  # what was to be written is gone, so the second time goes through
+            await super()._close(status, do_cbs)
 
     async def _select_next_server(self) -> None:
         if self._ended:

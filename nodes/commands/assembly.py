@@ -51,6 +51,9 @@ from nodes.peers.tables import PEERS_SCHEMA
 from nodes.prompt import Style
 from nodes.speaker import Models
 from nodes.turns import TURNS_SCHEMA
+from nodes.words.operations import operations as word_operations
+from nodes.words.tables import WORDS_SCHEMA
+from nodes.words.words import Words
 from protocol.keys import NodeId
 
 DRAIN_S: Final = 10.0  # a stop waits so long for replies that are being written; others are written at the next start
@@ -61,6 +64,7 @@ SCHEMAS: Final = {
     "rooms": BRIDGE_SCHEMA,
     "links": LINKS_SCHEMA,
     "peers": PEERS_SCHEMA,
+    "words": WORDS_SCHEMA,
 }
 
 log = structlog.get_logger(__name__)
@@ -91,7 +95,8 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
         node = Node(config, home.ems, identity, Ground(bus, store, models, now_ms, media))
         login = read_login(home.keys)
         peers = _peers(home, node)
-        more: Operations = {**peer_operations(peers), **(_matrix(node, login, media) if login else {})}
+        words = word_operations(Words(node, peers), peers)
+        more: Operations = {**peer_operations(peers), **words, **(_matrix(node, login, media) if login else {})}
         node.companion = Companions(*([node.companion] if login else []), peers)
         credentials = _credentials(home, config) if server is None else None
         running = Running(os.getpid(), url, now_ms(), server is None, None if credentials is None else str(credentials))
@@ -191,10 +196,15 @@ async def connect(home: Home) -> AsyncGenerator[Client]:
         opening = NatsBus.connect(running.url, nkey_seed=home.signer("client").seed(), manage_stream=False)
     bus = await opening
     trust = home.trust()
-    with contextlib.suppress(StoreFailed), contextlib.closing(Store(home.database, read_only=True)) as store:
-        learn_papers(store, trust)  # what peers say is listened to as well
+
+    def learn() -> None:
+        """What peers say is listened to as well."""
+        with contextlib.suppress(StoreFailed), contextlib.closing(Store(home.database, read_only=True)) as store:
+            learn_papers(store, trust)
+
+    learn()
     try:
-        yield Client(bus, home.mesh_id(), home.signer("client"), trust, now_ms)
+        yield Client(bus, home.mesh_id(), home.signer("client"), trust, now_ms, learn)
     finally:
         await bus.close()
 
@@ -246,7 +256,7 @@ def _models(home: Home, config: MeshConfig) -> tuple[Conduit, Models]:
         return name != ECHO and vendor is not None and vendor.sees(name)
 
     conduit = Conduit(config.models.default, vendors, model_calls=config.limits.model_calls)
-    return conduit, Models(conduit, style, config.models.default, sees=sees)
+    return conduit, Models(conduit, style, config.models.default, sees=sees, price=conduit.cost)
 
 
 def model_problems(config: MeshConfig, ems: Iterable[Em]) -> list[str]:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nodes.commands import em_passports
 from nodes.commands.common import add_home, add_json, home_of, print_json
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for action in (new, every, check):
         add_home(action)
         add_json(action)
+    em_passports.add(actions)
 
 
 def _new(options: argparse.Namespace) -> None:
@@ -58,13 +60,17 @@ async def _list(options: argparse.Namespace) -> None:
     ems, problems = load_ems(home.ems)
     status = (await reach(home)).status
     default = home.config().models.default
-    rows = [_row(em, default, status) for em in ems]
+    there = em_passports.known_here(home)
+    rows = [_row(em, default, status) | {"from": em_passports.origin_in_short(home, em, there)} for em in ems]
     if options.json:
         print_json({"ems": rows, "problems": problems})
         return
     hosted = {True: "yes", False: "no", None: "-"}
-    shown = [[em["name"], em["model"], " ".join(em["basins"]), f"{em['lines']:,}", hosted[em["hosted"]]] for em in rows]
-    lines(table(["NAME", "MODEL", "BASINS", "LINES", "HOSTED"], shown))
+    shown = [
+        [em["name"], em["model"], " ".join(em["basins"]), f"{em['lines']:,}", hosted[em["hosted"]], em["from"]]
+        for em in rows
+    ]
+    lines(table(["NAME", "MODEL", "BASINS", "LINES", "HOSTED", "FROM"], shown))
     if problems:
         lines([f"{counted(len(problems), 'problem')} in em folders; see: mesh em check"])
 

@@ -17,6 +17,7 @@ DECLINED: Final = 1
 _SPAN: Final = re.compile(r"([1-9]\d{0,5})([mhd])", re.ASCII)
 _BASIN: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,63})(?::(read|write))?", re.ASCII)
 _QUOTA: Final = {"acts_a_minute": "acts a minute", "chains_a_day": "chains a day", "tokens_a_day": "tokens a day"}
+_WISHES: Final = "An em changes nothing: you do, with mesh peer, or take it off the list with: mesh peer dismiss ID"
 _TRUST: Final = "what they see and may use: close, known, guest (what is said from now on), silent (not listened to)"
 
 
@@ -47,6 +48,11 @@ def _meeting(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to
     )
     accept.add_argument("--yes", action="store_true", help="ask nothing: for scripts")
     _action(actions, "list", "who this mesh is linked with", _list)
+    rename = _of(_action(actions, "rename", "call a peer something else", _rename))
+    rename.add_argument("name", metavar="NAME", help="the new name, for you alone")
+    _action(actions, "wishes", "changes that your ems ask for; only you can make them", _wishes)
+    dismiss = _action(actions, "dismiss", "take an em's wish off the list", _dismiss)
+    dismiss.add_argument("wish", metavar="ID", help="the beginning of its id; see: mesh peer wishes")
     _of(_action(actions, "show", "all about one peer: what is shared, what it used today, what was refused", _show))
 
 
@@ -226,7 +232,7 @@ async def _list(options: argparse.Namespace) -> None:
 
 async def _show(options: argparse.Namespace) -> None:
     from mesh.words import plain
-    from nodes.layout import lines
+    from nodes.layout import lines, when
 
     told = await _ask(home_of(options), "show", {"peer": options.peer})
     if options.json:
@@ -237,6 +243,7 @@ async def _show(options: argparse.Namespace) -> None:
         where for where, is_so in (("you", told["paused"]["here"]), ("they", told["paused"]["there"])) if is_so
     )
     refused = ", ".join(f"{reason} {times}" for reason, times in told["refused"].items()) or "nothing"
+    used = _counted(today, {name: name for name in ("acts", "chains", "replies", "tokens")})
     state = f"{told['state']}{f', paused by {paused}' if paused else ''}"
     lines(
         [
@@ -247,11 +254,51 @@ async def _show(options: argparse.Namespace) -> None:
             f"you      give {_listed(told['gives'])}; take {_listed(told['takes'])}",
             f"they     give {_listed(told['their_gives'])}; take {_listed(told['their_takes'])}",
             f"quota    {_counted(quota, _QUOTA)}",
-            f"today    {_counted(today, {name: name for name in ('acts', 'chains', 'replies', 'tokens')})}",
+            f"today    {used}{_price(today)}",
             plain(f"refused  {refused}"),
-            *(plain(f"said     {note}") for note in told["notes"]),
+            *(plain(f"said     {when(note['at_ms'])}: {note['text']}") for note in told["notes"]),
         ]
     )
+
+
+def _price(today: dict[str, Any]) -> str:
+    """What the replies of today cost, as far as the settings know prices."""
+    unknown = f"; {today['unpriced']} of the replies at a price unknown" if today["unpriced"] else ""
+    return f", {today['price']:.4f} at the vendors' prices{unknown}"
+
+
+async def _rename(options: argparse.Namespace) -> None:
+    from mesh.words import plain
+    from nodes.layout import lines
+
+    told = await _ask(home_of(options), "rename", {"peer": options.peer, "name": options.name})
+    if options.json:
+        print_json(told)
+    else:
+        lines([plain(f"You call them {told['name']} now.")])
+
+
+async def _wishes(options: argparse.Namespace) -> None:
+    from nodes.layout import lines, table, when
+
+    told = await _ask(home_of(options), "wishes", {})
+    if options.json:
+        print_json(told)
+    elif not told["wishes"]:
+        lines(["No em asks for anything."])
+    else:
+        rows = [[one["id"][:12], one["em"], one["kind"], when(one["at_ms"]), one["text"]] for one in told["wishes"]]
+        lines([*table(["ID", "EM", "ASKS FOR", "SINCE", "WORDS"], rows), "", _WISHES])
+
+
+async def _dismiss(options: argparse.Namespace) -> None:
+    from nodes.layout import lines
+
+    told = await _ask(home_of(options), "dismiss", {"wish": options.wish})
+    if options.json:
+        print_json(told)
+    else:
+        lines([f"{told['dismissed'][:12]} is off the list."])
 
 
 def _counted(numbers: dict[str, int], names: dict[str, str]) -> str:

@@ -3,7 +3,6 @@
 Everything here answers at once and fails closed: whoever is not known has, says and costs nothing.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -16,13 +15,16 @@ from nodes.peers.parts import Part
 from nodes.peers.tables import Peer, Tables
 from protocol.acts import Act
 from protocol.crossing import may_send, may_take, sent_basins
+from protocol.dispute import is_dispute
 from protocol.keys import MeshId
 from protocol.link import State
 from protocol.quota import DAY_MS, MINUTE_MS, Quota, Spent
 from protocol.statement import STATEMENTS, Trust, own_basin
 
 STATEMENTS_A_MINUTE: Final = 120  # what a peer may say of the relationship itself, whatever its quota
-NOTES: Final = 20  # newest words of peers' nodes that are kept for the person
+
+Within = Callable[[MeshId, MeshId, str, Act], str | None]
+"""Why an act, which the second mesh said in a dispute's basin, does not pass between us and the first; or None."""
 
 log = structlog.get_logger(__name__)
 
@@ -37,9 +39,9 @@ class PeerGates:
         """
         self.tables = Tables(store)
         self.peers: dict[MeshId, Peer] = {peer.mesh: peer for peer in self.tables.peers()}
-        self.notes: deque[tuple[MeshId, str]] = deque(maxlen=NOTES)
         self.parts: dict[str, Part] = {}
         self.reading: Callable[[MeshId, Act], Act] = _as_it_is  # how an act of ours is said to a peer
+        self.disputes: Within = _nobody  # asked of every act in a dispute's basin
         self._me, self._store, self._clock, self._changed = me, store, clock, changed
         self._days_ms = days * DAY_MS
         self._stated: dict[MeshId, Spent] = {}
@@ -57,7 +59,8 @@ class PeerGates:
             return []
         oldest_ms = self._clock() - self._days_ms
         shared = sent_basins(known.relationship).items()
-        return [Sent(self._own(peer)), *(Sent(basin, since_ms, oldest_ms) for basin, since_ms in shared)]
+        others = [Sent(basin, since_ms, 0 if is_dispute(basin) else oldest_ms) for basin, since_ms in shared]
+        return [Sent(self._own(peer)), *others]
 
     def as_read(self, peer: MeshId, act: Act) -> Act:
         """An act of ours in words that the peer knows."""
@@ -67,6 +70,8 @@ class PeerGates:
         """Whether an act may go to a peer; of a relationship, only what we say ourselves."""
         known = self.peers.get(peer)
         if known is None or (basin == self._own(peer) and origin != self._me):
+            return False
+        if is_dispute(basin) and self.disputes(peer, origin, basin, act):
             return False
         return may_send(known.relationship, basin, act, self._clock()) is None
 
@@ -95,6 +100,8 @@ class PeerGates:
                 return f"{other.petname}, who said it, is not listened to"
         if reason := may_take(known.relationship, basin, act, self._clock()):
             return reason
+        if is_dispute(basin) and (reason := self.disputes(peer, origin, basin, act)):
+            return reason
         is_stated = basin == self._own(peer)
         return None if is_stated or self._allowed(known).acts_a_minute else "its quota lets it say nothing"
 
@@ -115,14 +122,16 @@ class PeerGates:
         with self._store.transaction():
             known.spent = spent.add(now, acts=acts)
             self.tables.put_spent(known)
-            self.tables.count(peer, now, acts=acts)
+            self.tables.count(peer, now, acts)
         return 0.0
 
     def told(self, peer: MeshId, text: str) -> None:
         """A peer's node has said something to the person here."""
         known = self.peers.get(peer)
         log.info("a peer's node says", peer=known.petname if known else peer[:8], text=text)
-        self.notes.append((peer, text))
+        if known is not None:
+            with self._store.transaction():
+                self.tables.note(peer, self._clock(), text)
 
     def matter(self, peer: MeshId, topic: str, data: bytes) -> None:
         """Hand it to the part that it is for, when the two are linked and we listen to the peer."""
@@ -151,8 +160,8 @@ class PeerGates:
             self.tables.put_spent(peer)
         return None
 
-    def settle(self, mesh: MeshId, reserved: int, used: int) -> None:
-        """A reply in a peer's chain has cost this much; what was reserved beyond it is given back."""
+    def settle(self, mesh: MeshId, reserved: int, used: int, price: float | None) -> None:
+        """A reply in a peer's chain has cost so many tokens, and money; what was reserved beyond it is given back."""
         peer = self.peers.get(mesh)
         if peer is None:
             return
@@ -160,7 +169,8 @@ class PeerGates:
         with self._store.transaction():
             peer.spent = peer.spent.add(now, tokens=used - reserved)
             self.tables.put_spent(peer)
-            self.tables.count(mesh, now, replies=int(used > 0))
+            if used:
+                self.tables.count_reply(mesh, now, price)
 
     def _allowed(self, peer: Peer) -> Quota:
         return peer.relationship.mine.terms.allowance
@@ -177,3 +187,7 @@ def is_heard(peer: Peer) -> bool:
 
 def _as_it_is(peer: MeshId, act: Act) -> Act:  # noqa: ARG001 - a reading's
     return act
+
+
+def _nobody(peer: MeshId, origin: MeshId, basin: str, act: Act) -> str | None:  # noqa: ARG001 - a Within's
+    return "no disputes are kept here"

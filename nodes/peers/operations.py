@@ -80,6 +80,19 @@ class SetQuota(msgspec.Struct, forbid_unknown_fields=True):
     tokens: Count | None = None
 
 
+class Rename(msgspec.Struct, forbid_unknown_fields=True):
+    """Call a peer something else."""
+
+    peer: str
+    name: str
+
+
+class OfWish(msgspec.Struct, forbid_unknown_fields=True):
+    """About a change that an em asked for, by the beginning of its id in hex."""
+
+    wish: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{4,32}$")]
+
+
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
     """No arguments."""
 
@@ -93,6 +106,9 @@ def operations(peers: Peers) -> Operations:
         "peer_accept": (Accept, asked.accept),
         "peer_list": (Nothing, asked.list),
         "peer_show": (Of, asked.show),
+        "peer_rename": (Rename, asked.rename),
+        "peer_wishes": (Nothing, asked.wishes),
+        "peer_dismiss": (OfWish, asked.dismiss),
         "peer_share": (OfBasin, asked.share),
         "peer_unshare": (OfBasin, asked.unshare),
         "peer_take": (OfBasin, asked.take),
@@ -162,7 +178,7 @@ class _Asked:
         peers = self._peers
         peer = peers.find(request.peer)
         seen, now = peer.relationship, peers.now_ms()
-        acts, replies = peers.gates.tables.day(peer.mesh, now)
+        day = peers.gates.tables.day(peer.mesh, now)
         spent, allowed = peer.spent.add(now), seen.mine.terms.allowance
         return self._told(peer) | {
             "addresses": list(peer.addresses),
@@ -177,10 +193,29 @@ class _Asked:
                 "chains_a_day": allowed.roots_a_day,
                 "tokens_a_day": allowed.tokens_a_day,
             },
-            "today": {"acts": acts, "chains": spent.roots, "replies": replies, "tokens": spent.tokens},
+            "today": day._asdict() | {"chains": spent.roots, "tokens": spent.tokens},
             "refused": peers.gates.tables.refusals(peer.mesh),
-            "notes": [text for mesh, text in peers.gates.notes if mesh == peer.mesh],
+            "notes": [{"at_ms": at_ms, "text": text} for at_ms, text in peers.gates.tables.notes(peer.mesh)],
         }
+
+    async def rename(self, request: Rename) -> dict[str, Any]:
+        peer = self._peers.find(request.peer)
+        self._peers.rename(peer, check_name(request.name))
+        return self._told(peer)
+
+    async def wishes(self, _: Nothing) -> dict[str, Any]:
+        """What ems ask for; a person does it, or lets it be."""
+        wishes = self._peers.gates.tables.wishes()
+        return {"wishes": [wish._asdict() | {"id": wish.id.hex()} for wish in wishes]}
+
+    async def dismiss(self, request: OfWish) -> dict[str, Any]:
+        tables = self._peers.gates.tables
+        meant = [wish for wish in tables.wishes() if wish.id.hex().startswith(request.wish)]
+        if len(meant) != 1:
+            raise NodeError("that is not the beginning of one wish's id; see: mesh peer wishes")
+        with self._peers.transaction():
+            tables.granted(meant[0].id)
+        return {"dismissed": meant[0].id.hex()}
 
     async def share(self, request: OfBasin) -> dict[str, Any]:
         may = _may(request)

@@ -27,7 +27,7 @@ from nodes.peers.gates import PeerGates, is_heard
 from nodes.peers.guests import Guests, Here
 from nodes.peers.parts import Part
 from nodes.peers.settings import dialled
-from nodes.peers.tables import Peer
+from nodes.peers.tables import Peer, Wished
 from nodes.turns import Taken
 from protocol.acts import Act
 from protocol.certificate import read_certificate
@@ -174,6 +174,14 @@ class Peers:
         names = itertools.chain([wished], (f"{wished[:58]}-{number}" for number in itertools.count(2)))
         return next(name for name in names if name not in taken)
 
+    def rename(self, peer: Peer, name: str) -> None:
+        """Call a peer something else. Raises NodeError for a name that is taken."""
+        taken = {other.petname for other in self.peers.values() if other is not peer} | {self._node.config.name}
+        if name in taken:
+            raise NodeError(f"there is a {name} already; choose another name")
+        peer.petname = name
+        self.meet(peer)
+
     def meet(self, peer: Peer) -> None:
         """Keep a new peer, or what has changed about one."""
         with self._store.transaction():
@@ -294,6 +302,10 @@ class Peers:
     def _hear(self, entry: Entry) -> None:
         """Take in a statement; within a transaction."""
         act = entry.act
+        if entry.mesh == self.me and self._is_em(act.author):
+            self.gates.tables.wish(Wished(act.id, act.author, act.kind, plain(act.text), act.at_ms))
+            log.info("an em asks for a change", em=act.author, kind=act.kind)
+            return
         mesh = MeshId(str(act.body.get("mesh"))) if entry.mesh == self.me else entry.mesh
         peer = self.peers.get(mesh)
         if peer is None or entry.basin != own_basin(self.me, mesh):

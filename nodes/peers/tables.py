@@ -1,7 +1,7 @@
 """What a node remembers of its peers, and of the invitations that its person has given."""
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -12,6 +12,8 @@ from protocol.quota import DAY_MS, Spent
 from protocol.statement import Changes, Trust
 
 KEPT_DAYS: Final = 31  # of what each peer's acts and chains came to
+NOTES: Final = 20  # newest words of each peer's node that are kept for the person
+WISHES: Final = 100  # of ems that wait for their person
 
 PEERS_SCHEMA: Final = (
     """
@@ -26,6 +28,15 @@ PEERS_SCHEMA: Final = (
     CREATE TABLE invitations (
         guest TEXT PRIMARY KEY, petname TEXT, trust TEXT NOT NULL, offer BLOB NOT NULL, expires_s INTEGER NOT NULL,
         used_by TEXT
+    ) WITHOUT ROWID;
+    """,
+    # Money beside tokens; words of peers' nodes; changes that ems have asked for.
+    """
+    ALTER TABLE peer_days ADD COLUMN price REAL NOT NULL DEFAULT 0;
+    ALTER TABLE peer_days ADD COLUMN unpriced INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE peer_notes (n INTEGER PRIMARY KEY, mesh TEXT NOT NULL, at_ms INTEGER NOT NULL, text TEXT NOT NULL);
+    CREATE TABLE peer_wishes (
+        id BLOB PRIMARY KEY, em TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL, at_ms INTEGER NOT NULL
     ) WITHOUT ROWID;
     """,
 )
@@ -57,6 +68,25 @@ class Given:
     offer: bytes
     expires_s: int
     used_by: MeshId | None = None
+
+
+class Day(NamedTuple):
+    """A day's acts that were taken from a peer, replies to its chains, their price, and how many have none known."""
+
+    acts: int = 0
+    replies: int = 0
+    price: float = 0.0
+    unpriced: int = 0
+
+
+class Wished(NamedTuple):
+    """A change of a relationship that an em asks its person for: the act's id, kind and text."""
+
+    id: bytes
+    em: str
+    kind: str
+    text: str
+    at_ms: int
 
 
 class Tables:
@@ -96,20 +126,55 @@ class Tables:
         """Keep what a peer has used by now."""
         self._store.execute("UPDATE peers SET spent = ? WHERE mesh = ?", (msgspec.json.encode(peer.spent), peer.mesh))
 
-    def count(self, mesh: MeshId, now_ms: int, *, acts: int = 0, replies: int = 0) -> None:
-        """Count acts that were taken from a peer today, and replies that its chains were given."""
+    def count(self, mesh: MeshId, now_ms: int, acts: int) -> None:
+        """Count acts that were taken from a peer today."""
+        self._count(mesh, now_ms, Day(acts))
+
+    def count_reply(self, mesh: MeshId, now_ms: int, price: float | None) -> None:
+        """Count a reply that a peer's chain was given, and what it cost; None: nobody knows."""
+        self._count(mesh, now_ms, Day(0, 1, price or 0.0, int(price is None)))
+
+    def _count(self, mesh: MeshId, now_ms: int, more: "Day") -> None:
         day = now_ms // DAY_MS
         sql = (
-            "INSERT INTO peer_days VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
-            " SET acts = acts + excluded.acts, replies = replies + excluded.replies"
+            "INSERT INTO peer_days (mesh, day, acts, replies, price, unpriced) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET acts = acts + excluded.acts, replies = replies + excluded.replies,"
+            " price = price + excluded.price, unpriced = unpriced + excluded.unpriced"
         )
-        self._store.execute(sql, (mesh, day, acts, replies))
+        self._store.execute(sql, (mesh, day, *more))
         self._store.execute("DELETE FROM peer_days WHERE mesh = ? AND day < ?", (mesh, day - KEPT_DAYS))
 
-    def day(self, mesh: MeshId, now_ms: int) -> tuple[int, int]:
-        """Acts that were taken from a peer today, and replies that its chains were given."""
-        sql = "SELECT acts, replies FROM peer_days WHERE mesh = ? AND day = ?"
-        return self._store.one(sql, (mesh, now_ms // DAY_MS)) or (0, 0)
+    def day(self, mesh: MeshId, now_ms: int) -> "Day":
+        """What a peer's acts and chains came to today."""
+        sql = "SELECT acts, replies, price, unpriced FROM peer_days WHERE mesh = ? AND day = ?"
+        return Day(*(self._store.one(sql, (mesh, now_ms // DAY_MS)) or ()))
+
+    def note(self, mesh: MeshId, now_ms: int, text: str) -> None:
+        """Keep what a peer's node has said to the person here; the oldest makes room."""
+        self._store.execute("INSERT INTO peer_notes (mesh, at_ms, text) VALUES (?, ?, ?)", (mesh, now_ms, text))
+        sql = (
+            "DELETE FROM peer_notes WHERE mesh = ? AND n NOT IN"
+            " (SELECT n FROM peer_notes WHERE mesh = ? ORDER BY n DESC LIMIT ?)"
+        )
+        self._store.execute(sql, (mesh, mesh, NOTES))
+
+    def notes(self, mesh: MeshId) -> list[tuple[int, str]]:
+        """What a peer's node has said, and when (Unix milliseconds), oldest first."""
+        return self._store.rows("SELECT at_ms, text FROM peer_notes WHERE mesh = ? ORDER BY n", (mesh,))
+
+    def wish(self, wish: "Wished") -> None:
+        """Keep a change that an em asks for; the oldest makes room."""
+        self._store.execute("INSERT OR IGNORE INTO peer_wishes VALUES (?, ?, ?, ?, ?)", wish)
+        sql = "DELETE FROM peer_wishes WHERE id NOT IN (SELECT id FROM peer_wishes ORDER BY at_ms DESC LIMIT ?)"
+        self._store.execute(sql, (WISHES,))
+
+    def wishes(self) -> "list[Wished]":
+        """What ems ask for, oldest first."""
+        return [Wished(*row) for row in self._store.rows("SELECT * FROM peer_wishes ORDER BY at_ms, id")]
+
+    def granted(self, identity: bytes) -> int:
+        """A wish has been dealt with; returns whether there was one."""
+        return self._store.execute("DELETE FROM peer_wishes WHERE id = ?", (identity,))
 
     def refusals(self, mesh: MeshId) -> dict[str, int]:
         """How often something of a peer's was refused, by the kind of fault."""

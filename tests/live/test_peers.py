@@ -293,3 +293,48 @@ def silences(owner: Owner) -> list[str]:
     return [
         bytes(row[0]).decode("utf-8", "replace") for row in owner.node.ground.store.rows("SELECT reasons FROM silences")
     ]
+
+
+async def test_a_guest_who_is_trusted_more_hears_what_was_said_before(tmp_path: Path) -> None:
+    """Over the same link, each act once; who is a guest again keeps what it has."""
+    async with owners(tmp_path, "ada", "bob") as (ada, bob), ada.up(), bob.up():
+        await ada.say("long ago")
+        await link(ada, bob, trust="guest")
+        await ada.say("now")
+        await until(lambda: bob.heard() == ["now"])
+        await ada.ask("trust", peer="bob", trust="known")
+        await until(lambda: sorted(bob.heard()) == ["long ago", "now"])
+
+
+async def test_an_em_asks_for_a_change_and_a_person_makes_it(tmp_path: Path) -> None:
+    """Its act changes nothing and is no fault of anybody's: it waits for the person, who may let it be."""
+    async with owners(tmp_path, "ada", "bob", ems=True) as (ada, bob), ada.up(), bob.up():
+        await link(ada, bob)
+        before = ada.peers.relationship(bob.mesh)
+        body = {"text": "may bob hear the diary?", "mesh": bob.mesh, "basin": "diary", "may": "read"}
+        await ada.node.outbox.say("tea", ada.node.root("tea", "em-ada", [], "share", body))
+        await until(ada.peers.gates.tables.wishes)
+        (wish,) = (await ada.ask("wishes"))["wishes"]
+        assert (wish["em"], wish["kind"], wish["text"]) == ("em-ada", "share", "may bob hear the diary?")
+        assert ada.peers.relationship(bob.mesh) == before
+        with pytest.raises(NodeError, match="beginning of one wish"):
+            await ada.ask("dismiss", wish="ffffffff")
+        await ada.ask("dismiss", wish=wish["id"][:12])
+        assert (await ada.ask("wishes"))["wishes"] == []
+        await until(lambda: "may bob hear the diary?" in bob.heard())
+        assert bob.refused(ada) == {}
+        assert bob.peers.gates.tables.wishes() == []
+
+
+async def test_a_peer_is_called_what_its_person_here_likes(tmp_path: Path) -> None:
+    async with owners(tmp_path, "ada", "bob", "cy") as (ada, bob, cy):
+        async with ada.up(), bob.up(), cy.up():
+            await link(ada, bob)
+            await link(ada, cy)
+            await ada.ask("rename", peer="bob", name="robert")
+            assert (await ada.ask("show", peer="robert"))["mesh"] == bob.mesh
+            for taken in ("cy", "ada"):
+                with pytest.raises(NodeError, match="choose another name"):
+                    await ada.ask("rename", peer="robert", name=taken)
+        async with ada.up():
+            assert ada.peers.find("robert").mesh == bob.mesh

@@ -71,12 +71,12 @@ def test_a_quota_holds_back_counts_and_gives_back(gates: PeerGates) -> None:
     assert gates.pace_s(PEER, own_basin(MESH_ID, PEER), STATEMENTS_A_MINUTE) == 0  # a farewell is not held back
     assert gates.reserve(PEER, 900, begins=True) is None
     assert "tokens today" in str(gates.reserve(PEER, 200, begins=False))
-    gates.settle(PEER, 900, 100)
+    gates.settle(PEER, 900, 100, 0.25)
     assert gates.reserve(PEER, 900, begins=True) is None
     assert "chains begun" in str(gates.reserve(PEER, 0, begins=True))
     kept = gates.tables.peers()[0]
     assert (kept.spent.acts, kept.spent.roots, kept.spent.tokens) == (64, 2, 1_000)
-    assert gates.tables.day(PEER, NOW) == (64, 1)
+    assert gates.tables.day(PEER, NOW) == (64, 1, 0.25, 0)
 
 
 def answer(to: Act, number: int, budget: Budget) -> Act:

@@ -20,6 +20,7 @@ from nodes.peers.tables import PEERS_SCHEMA
 from nodes.prompt import Style
 from nodes.speaker import Models
 from nodes.turns import TURNS_SCHEMA
+from nodes.words.tables import WORDS_SCHEMA
 from protocol.acts import Act, new_id
 from protocol.address import Subject
 from protocol.budget import Budget
@@ -39,6 +40,7 @@ SCHEMAS = {
     "rooms": BRIDGE_SCHEMA,
     "links": LINKS_SCHEMA,
     "peers": PEERS_SCHEMA,
+    "words": WORDS_SCHEMA,
 }
 MESH_ID = MeshId(MESH.public)
 BUDGET = Budget(6, 16, 50_000, NOW + 600_000)

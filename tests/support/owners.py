@@ -22,6 +22,8 @@ from nodes.node import Ground, Identity, Node
 from nodes.peers.operations import operations
 from nodes.peers.peers import Peers
 from nodes.speaker import Models
+from nodes.words.operations import operations as word_operations
+from nodes.words.words import Words
 from protocol.certificate import Certificate, issue, read_certificate
 from protocol.keys import KeyKind, MeshId, NodeId, Signer
 
@@ -34,6 +36,7 @@ class Owner:
 
     node: Node
     peers: Peers
+    words: Words
 
     def __init__(self, name: str, path: Path, broker: MemoryBroker, **basins: Any) -> None:
         self.name, self.path, self.broker = name, path / name, broker
@@ -72,6 +75,7 @@ class Owner:
         identity = Identity(self.signer, read_certificate(self.paper), trust, NodeId(CLIENT.public))
         self.node = Node(self.config, self.ems, identity, ground)
         self.peers = Peers(self.node, Self(self.signer, self.paper), Papers([self.paper], []))
+        self.words = Words(self.node, self.peers)
         self.node.companion = self.peers
         async with asyncio.TaskGroup() as group:
             task = group.create_task(self.node.run())
@@ -95,6 +99,11 @@ class Owner:
     async def ask(self, operation: str, **given: Any) -> dict[str, Any]:
         """What a command asks of the node."""
         kind, answer = operations(self.peers)[f"peer_{operation}"]
+        return await answer(msgspec.convert(given, kind))
+
+    async def vocab(self, operation: str, **given: Any) -> dict[str, Any]:
+        """What `mesh vocab` asks of the node."""
+        kind, answer = word_operations(self.words, self.peers)[f"vocab_{operation}"]
         return await answer(msgspec.convert(given, kind))
 
     async def say(self, text: str, basin: str = "tea") -> None:

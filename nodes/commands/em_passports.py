@@ -1,0 +1,282 @@
+"""`mesh em show|fork|lend|take|return`: where ems come from, and how they go from one person to another."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from nodes.commands.common import add_home, add_json, home_of, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nodes.em import Em
+    from nodes.home import Home
+    from nodes.proofs import Known
+    from protocol.keys import MeshId
+    from protocol.passport import Passport, Stamped
+
+DECLINED: Final = 1
+ENDING: Final = ".em"  # of files with an em in them
+_UNITS_MS: Final = {"h": 3_600_000, "d": 86_400_000}
+_SPAN: Final = re.compile(r"([1-9]\d{0,3})([hd])", re.ASCII)
+
+
+def add(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to itself
+    """Add the actions to `mesh em`."""
+    show = _action(actions, "show", "one em: its settings, where it comes from, until when it is lent", _show)
+    show.add_argument("name", metavar="NAME")
+    fork = _action(actions, "fork", "make a second em out of one of yours, with its lineage", _fork)
+    fork.add_argument("name", metavar="NAME")
+    fork.add_argument("new", metavar="NEW", help="what to call the new one")
+    lend = _action(actions, "lend", "write an em into a file for somebody else", _lend)
+    lend.add_argument("name", metavar="NAME")
+    lend.add_argument("to", metavar="PEER|FILE", help="a peer, who alone can take it then; or the file, for anybody")
+    lend.add_argument("--until", type=_span, metavar="TIME", help="12h, 30d: when it is to come back (default: never)")
+    take = _action(actions, "take", "take an em that somebody lent or gave back, if you say yes", _take)
+    take.add_argument("file", type=Path, metavar="FILE")
+    take.add_argument("--as", dest="name", metavar="NAME", help="what to call it here (default: as there)")
+    take.add_argument("--yes", action="store_true", help="ask nothing: for scripts")
+    back = _action(actions, "return", "give a lent em back: write what it became, and move its folder aside", _return)
+    back.add_argument("name", metavar="NAME")
+    back.add_argument("file", nargs="?", type=Path, metavar="FILE", help="(default: NAME.em, here)")
+
+
+def _action(actions: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse's own
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    add_home(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _span(text: str) -> int:
+    match = _SPAN.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError("must be a time such as 12h or 30d")
+    return int(match[1]) * _UNITS_MS[match[2]]
+
+
+def origin(home: "Home", em: "Em") -> dict[str, Any]:
+    """Where an em comes from, for scripts: `lent` by whom until when, `lineage`, and what is wrong with it."""
+    from nodes.errors import HomeError, NodeError
+    from nodes.passports import contents, lineage, loan
+    from protocol.passport import digest_of_contents
+
+    try:
+        line = lineage(em.folder)
+        digest = digest_of_contents(contents(em))
+    except NodeError as error:
+        return {"digest": None, "lent": None, "changed": None, "lineage": [], "problem": str(error)}
+    try:
+        lent = loan(line, home.mesh_id())
+    except HomeError:
+        lent = None
+    return {
+        "digest": digest,
+        "lent": None if lent is None else {"by": lent.lender, "until_ms": lent.until_ms},
+        "changed": None if not line else line[0].passport.digest != digest,
+        "lineage": [_told(one) for one in line],
+        "problem": None,
+    }
+
+
+def _told(stamped: "Stamped") -> dict[str, Any]:
+    said = stamped.passport
+    return {
+        "event": said.event,
+        "name": said.name,
+        "mesh": said.mesh,
+        "made_ms": said.made_ms,
+        "digest": said.digest,
+        "until_ms": said.until_ms,
+        "to": said.to,
+    }
+
+
+def origin_in_short(home: "Home", em: "Em", there: "Known") -> str:
+    """The same in one cell of a table."""
+    from nodes.proofs import utc
+
+    seen = origin(home, em)
+    if seen["problem"]:
+        return "?"
+    if seen["lent"]:
+        until = seen["lent"]["until_ms"]
+        return f"lent by {_who(seen['lent']['by'], there)}" + (f" until {utc(until)}" if until else "")
+    return f"{seen['lineage'][0]['event']}" if seen["lineage"] else "-"
+
+
+def _who(mesh: str, there: "Known") -> str:
+    from protocol.keys import fingerprint
+
+    name = "you" if mesh == there.me else there.petnames.get(mesh)
+    return fingerprint(mesh) if name is None else f"{name} ({fingerprint(mesh)})"
+
+
+def known_here(home: "Home") -> "Known":
+    """Who is who in a home."""
+    import contextlib
+
+    from mesh.errors import StoreFailed
+    from nodes.proofs import known
+    from nodes.records import records
+
+    with contextlib.suppress(StoreFailed), records(home) as store:
+        return known(home, store)
+    return known(home, None)
+
+
+def _show(options: argparse.Namespace) -> None:
+    from mesh.words import plain
+    from nodes.layout import lines
+    from nodes.lending import find_em
+
+    home = home_of(options)
+    em, there = find_em(home, options.name), known_here(home)
+    seen = origin(home, em)
+    if options.json:
+        print_json({"name": em.name, "folder": str(em.folder), "called": em.settings.name, **seen})
+        return
+    changed = {None: "", False: ", as its passport says", True: ", changed since its passport was signed"}
+    lines(
+        [
+            f"{em.name}  {em.folder}",
+            plain(f"called    {em.settings.name}"),
+            f"listens   {' '.join(em.settings.basins)}",
+            f"digest    {seen['digest'] or '-'}{changed[seen['changed']]}",
+            f"from      {plain(origin_in_short(home, em, there))}",
+            *_lineage(home, em, there),
+            *([plain(f"problem   {seen['problem']}")] if seen["problem"] else []),
+        ]
+    )
+
+
+def _lineage(home: "Home", em: "Em", there: "Known") -> list[str]:
+    from nodes.errors import NodeError
+    from nodes.passports import lineage
+
+    try:
+        return _steps(lineage(em.folder), there)
+    except NodeError:
+        return []
+
+
+def _steps(line: "Sequence[Stamped]", there: "Known") -> list[str]:
+    """A lineage, newest first, for a person."""
+    from mesh.words import plain
+
+    return [plain(f"lineage   {_step(one.passport, there)}") for one in line]
+
+
+def _step(said: "Passport", there: "Known") -> str:
+    from nodes.proofs import utc
+
+    words = {"made": "made by", "fork": "forked by", "lend": "lent by", "return": "given back by"}
+    to = f" to {_who(said.to, there)}" if said.to else ""
+    until = f" until {utc(said.until_ms)}" if said.until_ms else ""
+    return f"{said.name}: {words[said.event]} {_who(said.mesh, there)}{to}, {utc(said.made_ms)}{until}"
+
+
+def _fork(options: argparse.Namespace) -> None:
+    from mesh.clock import now_ms
+    from mesh.words import plain
+    from nodes.layout import lines
+    from nodes.lending import fork
+
+    folder, notes = fork(home_of(options), options.name, options.new, now_ms)
+    if options.json:
+        print_json({"name": options.new, "folder": str(folder), "notes": notes})
+        return
+    lines([f"{folder} is ready: a fork of {options.name}.", *(plain(f"note: {note}") for note in notes)])
+
+
+def _lend(options: argparse.Namespace) -> None:
+    from mesh.clock import now_ms
+    from nodes.layout import lines
+    from nodes.lending import Terms, lend
+    from nodes.proofs import utc
+
+    home = home_of(options)
+    there = known_here(home)
+    peer = _peer(options.to, there)
+    target = Path(f"{options.name}{ENDING}" if peer else options.to)
+    until = None if options.until is None else now_ms() + options.until
+    given = lend(home, options.name, Terms(peer, until), target, now_ms)
+    if options.json:
+        print_json({"file": str(target), **_told(given)})
+        return
+    who = _who(peer, there) if peer else "whoever has this file"
+    lines(
+        [
+            f"{target} holds {options.name}, lent to {who}" + (f" until {utc(until)}." if until else " for good."),
+            "It holds all text and settings of the em. Give it to them by a way that you trust.",
+            f"They run: mesh em take {target.name}",
+        ]
+    )
+
+
+def _peer(name: str, there: "Known") -> "MeshId | None":
+    from protocol.keys import MeshId
+
+    return next((MeshId(mesh) for mesh, petname in there.petnames.items() if name in (petname, mesh)), None)
+
+
+def _take(options: argparse.Namespace) -> int:
+    from mesh.clock import now_ms
+    from mesh.words import plain
+    from nodes.errors import NodeError
+    from nodes.layout import lines
+    from nodes.lending import check_terms, free_name, open_parcel, take
+
+    home = home_of(options)
+    there, parcel = known_here(home), open_parcel(options.file)
+    check_terms(parcel, home.mesh_id(), now_ms())
+    top = parcel.lineage[0]
+    revoked = there.revocation(top.passport.mesh)
+    if revoked is not None and top.node in revoked.nodes:
+        raise NodeError("the node that signed this passport has been revoked by its mesh; ask them for a new file")
+    name = options.name or free_name(home, top.passport.name)
+    if not options.json:
+        lines(
+            [
+                plain(_step(top.passport, there)),
+                *_steps(parcel.lineage[1:], there),
+                f"files     {len(parcel.files):,}, {parcel.size:,} bytes",
+                f"here      {home.ems / name}",
+            ]
+        )
+    if not options.yes:
+        if options.json or not sys.stdin.isatty():
+            raise NodeError("a person decides this: run it in a terminal, or with --yes")
+        sys.stdout.write("Take it? [y/N] ")
+        sys.stdout.flush()
+        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+            lines(["Nothing was taken."])
+            return DECLINED
+    folder, notes = take(home, parcel, name, now_ms)
+    if options.json:
+        print_json({"name": name, "folder": str(folder), "notes": notes, **_told(top)})
+        return 0
+    lines([f"{folder} is ready; a running node takes it up by itself.", *(plain(f"note: {note}") for note in notes)])
+    return 0
+
+
+def _return(options: argparse.Namespace) -> None:
+    from mesh.clock import now_ms
+    from nodes.layout import lines
+    from nodes.lending import give_back
+
+    home = home_of(options)
+    target = options.file or Path(f"{options.name}{ENDING}")
+    back, aside = give_back(home, options.name, target, now_ms)
+    if options.json:
+        print_json({"file": str(target), "aside": str(aside), **_told(back)})
+        return
+    lines(
+        [
+            f"{target} holds what {back.passport.name} became. Give it to {_who(back.passport.to or '', known_here(home))}.",
+            f"Its folder is in {aside} now, where no node hosts it; delete that when they have it.",
+        ]
+    )

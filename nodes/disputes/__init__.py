@@ -1,0 +1,1 @@
+"""Disputes with other people's meshes: raised, talked through and followed."""

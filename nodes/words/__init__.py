@@ -1,0 +1,1 @@
+"""Words that meshes make for themselves: proposed, adopted, read otherwise, retired."""

@@ -1,0 +1,296 @@
+"""Words as a part of what linked nodes do together: each tells the other which it uses, and gives their meanings.
+
+What a mesh uses is what its person adopted, in acts like any other. Where linked peers say so to each other directly,
+both know which words they share, also when the acts were said in a basin that only one of them hears.
+"""
+
+import asyncio
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Final
+
+import msgspec
+import structlog
+
+from mesh.entries import Entry
+from mesh.errors import MeshError
+from mesh.links.messages import BadMessage
+from mesh.words import plain
+from nodes.node import Node
+from nodes.peers.gates import is_heard
+from nodes.peers.peers import Peers
+from nodes.words.tables import Tables
+from protocol.acts import Act
+from protocol.crossing import plainly, sent_basins
+from protocol.errors import BadTerm
+from protocol.husk import is_husk
+from protocol.keys import MeshId, fingerprint
+from protocol.statement import STATEMENTS
+from protocol.terms import (
+    MAX_HELD,
+    MAX_TERM,
+    TERM_ACTS,
+    Lexicon,
+    Slot,
+    check_digest,
+    fold,
+    read_said,
+    read_term,
+    write_term,
+)
+from protocol.vocabulary import BODIES, Digest, digest
+
+WORDS: Final = "words"  # the basin where words are made unless another is named; the name on the wire as well
+ASKED: Final = 64  # terms asked for at once
+ANSWER_BYTES: Final = 50_000  # of terms in one message: it holds 60,000, and one term takes up to 4,096
+HEARD_S: Final = 20.0  # until the node has heard what it said; the bus is away if it takes longer
+MAX_GLOSSES: Final = 4  # words explained in one prompt: more would crowd out the talk
+MAX_READINGS: Final = 3  # of one contested word in a prompt
+GLOSS_CHARS: Final = 300  # of each definition in a prompt
+GLOSSED_CHARS: Final = 4_000  # of the answered text that words are looked for in
+
+_Digests = Annotated[list[str], msgspec.Meta(max_length=MAX_HELD)]
+_Term = Annotated[bytes, msgspec.Meta(max_length=MAX_TERM)]
+
+log = structlog.get_logger(__name__)
+
+
+class Use(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="use"):
+    """The digests of all that the sender's mesh uses and the receiver may know of."""
+
+    digests: _Digests
+
+
+class Ask(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="ask"):
+    """Digests whose terms the sender does not know."""
+
+    digests: _Digests
+
+
+class Terms(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="terms"):
+    """Terms that were asked for, as many as fit, each in its canonical form."""
+
+    terms: Annotated[list[_Term], msgspec.Meta(max_length=MAX_HELD)]
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decoder: Final = msgspec.msgpack.Decoder(Use | Ask | Terms)
+
+
+class Words:
+    """All words of one node's mesh, and what its peers make of them. A part (nodes.peers.parts)."""
+
+    topic = WORDS
+
+    def __init__(self, node: Node, peers: Peers) -> None:
+        self._node, self._peers, self.me = node, peers, node.identity.mesh
+        self._store = node.ground.store
+        self._tables = Tables(self._store)
+        self.lexicon = Lexicon(self.me, peers.peers.__contains__)
+        self._tables.restore(self.lexicon)
+        self._said: dict[MeshId, frozenset[Digest]] = {}  # to peers, over the links that are up
+        self._asked: dict[MeshId, frozenset[Digest]] = {}
+        self._stale = False  # what some peers were told may be out of date
+        self._heard = asyncio.Event()
+        peers.join(self)
+        peers.gates.reading = self.as_read
+        node.runtime.words = self
+
+    # What both sides share
+
+    def own(self) -> Mapping[str, Digest]:
+        """Our readings of the acts that people have made, by the name of the act."""
+        terms = self.lexicon.terms
+        return {name: one for name, one in self.lexicon.uses(self.me).items() if terms[one].kind == "act"}
+
+    def shared(self, peer: MeshId) -> Collection[Digest]:
+        """The readings that both use, as far as both nodes have said so."""
+        return self.lexicon.told.get(peer, frozenset()) & self._shown_to(peer)
+
+    def as_read(self, peer: MeshId, act: Act) -> Act:
+        """One of our acts as a peer can read it."""
+        return act if act.kind in BODIES else plainly(act, self.own(), self.shared(peer))
+
+    def _shown_to(self, peer: MeshId) -> frozenset[Digest]:
+        """What we use and a peer may know of: what was adopted in `words`, or in a basin that the peer may hear."""
+        known = self._peers.peers.get(peer)
+        heard = {WORDS, *(sent_basins(known.relationship) if known else ())}
+        used = ((one, self.lexicon.of(self.me, one)) for one in self.lexicon.uses(self.me).values())
+        return frozenset([one for one, said in used if said is not None and said.basin in heard][:MAX_HELD])
+
+    # A part's
+
+    def begin(self, peer: MeshId) -> Iterable[bytes]:
+        """Tell what we use."""
+        self._said[peer] = self._shown_to(peer)
+        return [_encode(Use(sorted(self._said[peer])))]
+
+    def told(self, peer: MeshId, data: bytes) -> None:
+        """A peer tells what it uses, asks for terms, or gives some. Raises BadMessage."""
+        try:
+            message = _decoder.decode(data)
+            digests = [] if isinstance(message, Terms) else [check_digest(one) for one in message.digests]
+        except (msgspec.MsgspecError, UnicodeDecodeError, BadTerm):
+            raise BadMessage("what a peer says about words cannot be read") from None
+        match message:
+            case Use():
+                with self._store.transaction():
+                    self.lexicon.tell(peer, digests)
+                    self._tables.keep_told(peer, self.lexicon.told[peer])
+                    self._keep()
+                self._ask(peer)
+            case Ask():
+                self._answer(peer, digests)
+            case Terms():
+                self._learn(peer, message.terms)
+
+    def hear(self, entries: Sequence[Entry]) -> None:
+        """Take in what is said about words, by whomever."""
+        for entry in entries:
+            if entry.act.kind in TERM_ACTS and not is_husk(entry.act):
+                self._hear(entry)
+            elif entry.act.kind == "redact" and entry.act.refs:
+                self.lexicon.retract(entry.mesh, entry.act.author, entry.act.refs[0])
+            elif entry.act.kind in STATEMENTS:
+                self._stale = True  # another basin may be shared now
+        self._keep()
+
+    def proceed(self) -> None:
+        """Tell peers what has changed."""
+        self._heard.set()
+        if not self._stale:
+            return
+        self._stale = False
+        for mesh in list(self._peers.links.sessions):
+            peer = self._peers.peers.get(mesh)
+            shown = self._shown_to(mesh)
+            if peer is None or not is_heard(peer) or self._said.get(mesh) == shown:
+                continue
+            if self._peers.tell(mesh, WORDS, _encode(Use(sorted(shown)))):
+                self._said[mesh] = shown
+            else:
+                self._stale = True
+
+    # What the person says
+
+    async def say(self, basin: str, kind: str, body: dict[str, Any], about: Digest) -> Act:
+        """Say the person's word about a term; returns when it counts here. Raises MeshError, BadAct."""
+        act = self._node.root(basin, self._node.config.human, [], kind, body)
+        slots = {"propose": Slot.PROPOSE, "contest": Slot.CONTEST}
+        slot = slots.get(kind, Slot.USE)
+        before = self.lexicon.of(self.me, about, slot)
+        if before is not None and before.at_ms >= act.at_ms:  # the clock stands, or was set back
+            act = msgspec.structs.replace(act, at_ms=before.at_ms + 1)
+        await self._node.outbox.say(basin, act)
+        try:
+            async with asyncio.timeout(HEARD_S):
+                while (said := self.lexicon.of(self.me, about, slot)) is None or said.order < (act.at_ms, act.id):
+                    self._heard.clear()
+                    await self._heard.wait()
+        except TimeoutError:
+            raise MeshError("the node does not hear itself; what was said counts when it does") from None
+        return act
+
+    # What ems see and say
+
+    def meant(self, name: str) -> Digest | None:
+        """The reading that an em means who speaks of a word: the one put forward last; None for no known word."""
+        found = self.lexicon.find(name)
+        return found[-1] if found else None
+
+    def glosses(self, text: str) -> list[tuple[str, str]]:
+        """The words in a text that this mesh uses, each with what a prompt says about it: a few, in their order."""
+        folded = fold(text[:GLOSSED_CHARS])
+        found = [(at, name) for name in self.lexicon.uses(self.me) if (at := _place(name, folded)) is not None]
+        return [(name, self._gloss(name)) for _, name in sorted(found)[:MAX_GLOSSES]]
+
+    def _gloss(self, name: str) -> str:
+        """One line; of a word that is read in more than one way, all readings with who uses them."""
+        lexicon = self.lexicon
+        ours = lexicon.terms[lexicon.uses(self.me)[name]]
+        if not lexicon.contested(name):
+            return f"{ours.name}: {plain(ours.definition, GLOSS_CHARS)}"
+        read = [lexicon.reading(one) for one in lexicon.find(name)]
+        known = sorted((one for one in read if one.used or one.contested or one.proposed), key=lambda one: not one.used)
+        told = [
+            f'"{plain(one.term.definition, GLOSS_CHARS)}" ({self._users(one.used)})'
+            for one in known[:MAX_READINGS]
+            if one.term is not None
+        ]
+        return f"{ours.name}, which is read in several ways: {'; '.join(told)}"
+
+    def _users(self, meshes: Sequence[MeshId]) -> str:
+        return f"used by {', '.join(map(self.called, meshes))}" if meshes else "used by nobody known here"
+
+    def called(self, mesh: MeshId) -> str:
+        """What the person here calls a mesh."""
+        if mesh == self.me:
+            return self._node.config.name
+        peer = self._peers.peers.get(mesh)
+        return peer.petname if peer else f"~{fingerprint(mesh)}"
+
+    # Within
+
+    def _hear(self, entry: Entry) -> None:
+        is_em = self._is_em if entry.mesh == self.me else _is_none
+        try:
+            said, term = read_said(entry.mesh, entry.basin, entry.act, is_em)
+        except BadTerm as error:
+            log.info("an act about a word does not count", mesh=entry.mesh[:8], reason=plain(str(error)))
+            return
+        news = [self.lexicon.hear(one) for one in said]
+        if term is not None:
+            self.lexicon.learn(term)
+        self._stale = self._stale or (any(news) and entry.mesh == self.me)
+
+    def _is_em(self, author: str) -> bool:
+        return author in self._node.runtime.ems or author != self._node.config.human
+
+    def _keep(self) -> None:
+        changed = self.lexicon.take_changed()
+        self._tables.keep(changed)
+
+    def _ask(self, peer: MeshId) -> None:
+        missing: list[str] = sorted(one for one in self.lexicon.told[peer] if one not in self.lexicon.terms)[:ASKED]
+        self._asked[peer] = frozenset(map(Digest, missing))
+        if missing:
+            self._peers.tell(peer, WORDS, _encode(Ask(missing)))
+
+    def _answer(self, peer: MeshId, digests: Iterable[Digest]) -> None:
+        shown, terms, size = self._shown_to(peer), list[bytes](), 0
+        for one in digests:
+            if one in shown:
+                terms.append(write_term(self.lexicon.terms[one]))
+                size += len(terms[-1])
+                if size > ANSWER_BYTES:
+                    break
+        if terms:
+            self._peers.tell(peer, WORDS, _encode(Terms(terms)))
+
+    def _learn(self, peer: MeshId, terms: Iterable[bytes]) -> None:
+        """Know what we asked for, under the digest that it has; then ask for what is still missing."""
+        asked, learned = self._asked.pop(peer, frozenset()), False
+        with self._store.transaction():
+            for data in terms:
+                try:
+                    term = read_term(data)
+                except BadTerm as error:
+                    raise BadMessage(str(error)) from None
+                if digest(term) in asked:
+                    self.lexicon.learn(term)
+                    learned = True
+            self._keep()
+        if learned:
+            self._ask(peer)
+
+
+def _is_none(author: str) -> bool:  # noqa: ARG001 - who is an em there shows in that its acts begin nothing
+    return False
+
+
+def _place(name: str, text: str) -> int | None:
+    """Where a word stands in a text for itself, both folded."""
+    if name not in text:
+        return None
+    found = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
+    return found.start() if found else None

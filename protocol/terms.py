@@ -1,0 +1,394 @@
+"""What meshes say about words: who put which reading forward, who uses it, who reads it otherwise. Pure.
+
+A word may have any number of readings: terms of one name, each known by its digest, whatever the case of its letters.
+Nobody is outvoted: each mesh takes a reading into use for itself, one for a name, and reads a word otherwise without
+anybody's leave. Of what one author says about one reading the newest counts, so that acts may come in any order.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from protocol.acts import Act
+from protocol.errors import BadTerm
+from protocol.keys import MeshId
+from protocol.vocabulary import BODIES, Digest, Term, digest
+
+MAX_TERM: Final = 4_096  # bytes of a term's canonical form; some thousand of them are kept for every peer
+MAX_SAID: Final = 1_024  # things kept that one mesh has said about terms; as many of all whom nobody here knows
+MAX_HELD: Final = 512  # readings that one mesh uses; their digests fit into one message between nodes
+Place = TypeVar("Place")
+
+TERM_ACTS: Final = frozenset({"propose", "adopt", "contest", "retire"})
+
+_DIGEST: Final = re.compile(r"b2:[0-9a-f]{64}")
+_ACT_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_FORBIDDEN: Final = frozenset(':<>"/\\')  # what ends a word where people and ems write `word: definition`
+
+
+class Slot(StrEnum):
+    """What is said about a term. Of each, an author's newest counts."""
+
+    PROPOSE = "propose"
+    USE = "use"  # adopt or retire
+    CONTEST = "contest"
+
+
+class Said(msgspec.Struct, frozen=True, array_like=True):
+    """One author's word about one term. `person`: the mesh's own person said it, which alone says what the mesh uses.
+
+    `uses` matters for USE alone: whether the term is taken into use, or out of it. `basin` is where it was said.
+    """
+
+    mesh: MeshId
+    author: str
+    person: bool
+    digest: Digest
+    slot: Slot
+    uses: bool
+    at_ms: int
+    id: bytes
+    basin: str
+
+    @property
+    def order(self) -> tuple[int, bytes]:
+        """What was said later is greater."""
+        return self.at_ms, self.id
+
+    @property
+    def key(self) -> "Key":
+        """Where only the newest is kept."""
+        return Key(self.mesh, "" if self.person else self.author, self.digest, self.slot)
+
+
+class Key(NamedTuple):
+    """Whose word about which term; the author is empty for the mesh's person."""
+
+    mesh: MeshId
+    author: str
+    digest: Digest
+    slot: Slot
+
+
+# Terms by themselves
+
+
+def fold(name: str) -> str:
+    """A word's name as names are compared: in any case."""
+    return name.casefold()
+
+
+def check_term(term: Term) -> Digest:
+    """A term's digest, when the term keeps the rules for those that people make. Raises BadTerm."""
+    name = term.name
+    if name != unicodedata.normalize("NFC", " ".join(name.split())) or not name.isprintable():
+        raise BadTerm("a word is printable, with single spaces within it at most")
+    if not name[0].isalnum() or _FORBIDDEN.intersection(name):
+        raise BadTerm('a word begins with a letter or a digit and has none of : < > " / \\ in it')
+    if term.kind == "act" and (not _ACT_NAME.fullmatch(name) or name in BODIES):
+        raise BadTerm(f"{name!a} cannot name an act: use a-z, 0-9, _ and -, and no name of the core acts")
+    if term.kind == "word" and term.schema is not None:
+        raise BadTerm("a word has no schema; acts have one")
+    if not all(text.isprintable() for text in (term.definition, term.obliges, term.example)):
+        raise BadTerm("a definition, what it obliges to, and an example are one printable line each")
+    if not term.definition.strip():
+        raise BadTerm("a definition says something")
+    try:
+        data = write_term(term)
+        same = len(data) <= MAX_TERM and msgspec.json.decode(data, type=Term) == term
+    except (msgspec.MsgspecError, RecursionError, TypeError, UnicodeEncodeError):
+        same = False
+    if not same:
+        raise BadTerm(f"a term has at most {MAX_TERM} bytes as JSON and holds nothing that JSON cannot say")
+    return digest(term)
+
+
+def new_term(name: str, definition: str, kind: str = "word", obliges: str = "", example: str = "") -> Term:
+    """A term of these words, each made one line. Raises BadTerm."""
+    given = {
+        "name": _line(name),
+        "kind": kind,
+        "definition": _line(definition),
+        "schema": None,
+        "obliges": _line(obliges),
+        "example": _line(example),
+    }
+    try:
+        term = msgspec.convert(given, Term)
+    except msgspec.ValidationError as error:
+        raise BadTerm(f"that is no term: {error}") from None
+    check_term(term)
+    return term
+
+
+def write_term(term: Term) -> bytes:
+    """The canonical form, over which the digest is."""
+    return msgspec.json.encode(term, order="deterministic")
+
+
+def read_term(data: bytes) -> Term:
+    """A term from JSON. Raises BadTerm."""
+    if len(data) > MAX_TERM:
+        raise BadTerm(f"a term has at most {MAX_TERM} bytes")
+    try:
+        term = msgspec.json.decode(data, type=Term)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        raise BadTerm("the term cannot be read") from None
+    check_term(term)
+    return term
+
+
+def check_digest(text: str) -> Digest:
+    """The digest of some term. Raises BadTerm for a text that can be none."""
+    if not _DIGEST.fullmatch(text):
+        raise BadTerm("that is no digest of a term: b2: and 64 hex digits")
+    return Digest(text)
+
+
+def _line(text: str) -> str:
+    return unicodedata.normalize("NFC", " ".join("".join(c if c.isprintable() else " " for c in text).split()))
+
+
+# Acts about terms
+
+
+def read_said(mesh: MeshId, basin: str, act: Act, is_em: Callable[[str], bool]) -> tuple[list[Said], Term | None]:
+    """What an act says about terms, and the term that it carries. Raises BadTerm for one that does not count.
+
+    A person's word begins a chain and comes through no bridge; all else is an em's, who has opinions and decides
+    nothing for the mesh. `contest` may carry another reading in `term`: who says so uses that one.
+    """
+    if act.kind not in TERM_ACTS:
+        raise BadTerm(f"{act.kind} says nothing about a term")
+    if act.author.startswith("@"):
+        raise BadTerm(f"{act.author} speaks through a bridge; only a mesh's person and its ems speak of its words")
+    term = _carried(act)
+    named = None if term is None else check_term(term)
+    person = act.is_root and not is_em(act.author)
+
+    def said(about: Digest, slot: Slot, *, uses: bool = False) -> Said:
+        return Said(mesh, act.author, person, about, slot, uses, act.at_ms, act.id, basin)
+
+    if named is not None and act.kind == "propose":
+        return [said(named, Slot.PROPOSE)], term
+    about = check_digest(str(act.body.get("digest")))
+    if act.kind != "contest":
+        return [said(about, Slot.USE, uses=act.kind == "adopt")], None
+    if named is None:
+        return [said(about, Slot.CONTEST)], None
+    if named == about:
+        raise BadTerm("a reading cannot be contested by itself")
+    return [said(about, Slot.CONTEST), said(named, Slot.PROPOSE), said(named, Slot.USE, uses=True)], term
+
+
+def _carried(act: Act) -> Term | None:
+    given: Any = act.body.get("term") if act.kind in ("propose", "contest") else None
+    if given is None:
+        return None
+    try:
+        return msgspec.convert(given, Term)
+    except msgspec.ValidationError as error:
+        raise BadTerm(f"the {act.kind} carries no term: {error}") from None
+
+
+# What all of it comes to
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One reading of a word. `term` is None while only its digest is known.
+
+    `proposed` and `contested` are authors with their meshes; `used` are meshes; `ems` are the ems that would use it.
+    """
+
+    digest: Digest
+    term: Term | None
+    proposed: tuple[tuple[MeshId, str], ...]
+    used: tuple[MeshId, ...]
+    contested: tuple[tuple[MeshId, str], ...]
+    ems: tuple[tuple[MeshId, str], ...]
+
+
+@dataclass(slots=True)
+class Changed:
+    """What was changed since it was last asked: None for what is gone."""
+
+    said: dict[Key, Said | None] = field(default_factory=dict[Key, "Said | None"])
+    terms: dict[Digest, Term | None] = field(default_factory=dict[Digest, "Term | None"])
+
+
+class Lexicon:
+    """All readings of all words that a mesh has heard of, and what others have said about them."""
+
+    def __init__(self, me: MeshId, knows: Callable[[MeshId], bool]) -> None:
+        """`knows` tells the meshes that each get room of their own: this one's peers."""
+        self.me, self._knows = me, knows
+        self.terms: dict[Digest, Term] = {}
+        self.told: dict[MeshId, frozenset[Digest]] = {}
+        self._changed = Changed()
+        self._said: dict[Key, Said] = {}
+        self._of: dict[MeshId, set[Key]] = {}
+        self._about: dict[Digest, set[Key]] = {}
+        self._uses: dict[MeshId, dict[str, Digest]] = {}  # worked out when asked for
+
+    # In
+
+    def hear(self, said: Said) -> bool:
+        """Take in what somebody said; returns whether it is news. What is older than what is known changes nothing."""
+        known = self._said.get(said.key)
+        if known is not None and known.order >= said.order:
+            return False
+        self._put(said)
+        self._trim(said.mesh)
+        return True
+
+    def retract(self, mesh: MeshId, author: str, identity: bytes) -> None:
+        """An author has taken back an act: it says nothing any more."""
+        for key in [key for key in self._of.get(mesh, ()) if self._said[key].id == identity]:
+            if self._said[key].author == author:
+                self._drop(key)
+
+    def learn(self, term: Term) -> None:
+        """Know a term by its digest, as long as anybody speaks of it. Raises BadTerm."""
+        named = check_term(term)
+        if named not in self.terms and self._is_spoken_of(named):
+            self.terms[named] = self._changed.terms[named] = term
+            self._uses.clear()
+
+    def tell(self, mesh: MeshId, digests: Collection[Digest]) -> None:
+        """A peer's node says what its mesh uses, all of it: at most MAX_HELD, by check_digest's rule."""
+        before = self.told.get(mesh, frozenset())
+        self.told[mesh] = frozenset(digests)
+        for one in before - self.told[mesh]:
+            self._let_go(one)
+
+    def restore(self, terms: Iterable[Term], said: Iterable[Said], told: Mapping[MeshId, frozenset[Digest]]) -> None:
+        """What was kept of an earlier run."""
+        self.told.update(told)
+        for one in said:
+            self._put(one)
+        for term in terms:
+            self.learn(term)
+        self._changed = Changed()
+
+    def take_changed(self) -> Changed:
+        """What was heard, learned and let go since this was last asked."""
+        changed, self._changed = self._changed, Changed()
+        return changed
+
+    # Out
+
+    def uses(self, mesh: MeshId) -> Mapping[str, Digest]:
+        """The reading that a mesh uses of each word, by folded name, from what its person said: the newest counts."""
+        if mesh not in self._uses:
+            newest: dict[str, Said] = {}
+            for key in self._of.get(mesh, ()):
+                term = self.terms.get(key.digest)
+                if key.slot == Slot.USE and not key.author and term is not None:
+                    said, name = self._said[key], fold(term.name)
+                    newest[name] = max(newest.get(name, said), said, key=lambda one: one.order)
+            self._uses[mesh] = {name: said.digest for name, said in newest.items() if said.uses}
+        return self._uses[mesh]
+
+    def held(self, mesh: MeshId) -> frozenset[Digest]:
+        """The digests of what a mesh uses: as its node says, where it does, else as its person said."""
+        return self.told[mesh] if mesh in self.told else frozenset(self.uses(mesh).values())
+
+    def of(self, mesh: MeshId, about: Digest, slot: Slot = Slot.USE) -> Said | None:
+        """What a mesh's person has said last about a term."""
+        return self._said.get(Key(mesh, "", about, slot))
+
+    def basin(self, about: Digest) -> str | None:
+        """Where a term was put forward first; None for where nobody here has heard of it."""
+        put = (self._said[key] for key in self._about.get(about, ()) if key.slot == Slot.PROPOSE)
+        first = min(put, key=lambda said: said.order, default=None)
+        return None if first is None else first.basin
+
+    def names(self) -> list[str]:
+        """The folded names of all words whose terms are known."""
+        return sorted({fold(term.name) for term in self.terms.values()})
+
+    def find(self, wanted: str) -> list[Digest]:
+        """The readings of a name, in any case, or of a digest or its first hex digits; the longest known first."""
+        name = fold(_line(wanted))
+        found = [one for one, term in self.terms.items() if fold(term.name) == name]
+        if not found and wanted.startswith("b2:"):
+            found = [one for one in self.terms if one.startswith(wanted)]
+        return sorted(found, key=self._age)
+
+    def reading(self, about: Digest) -> Reading:
+        """All that is known about one reading."""
+        said = sorted((self._said[key] for key in self._about.get(about, ())), key=lambda one: one.order)
+        meshes = {self.me, *self._of, *self.told}
+        return Reading(
+            about,
+            self.terms.get(about),
+            tuple((one.mesh, one.author) for one in said if one.slot == Slot.PROPOSE),
+            tuple(sorted(mesh for mesh in meshes if about in self.held(mesh))),
+            tuple((one.mesh, one.author) for one in said if one.slot == Slot.CONTEST and not self._came_round(one)),
+            tuple((one.mesh, one.author) for one in said if one.slot == Slot.USE and one.uses and not one.person),
+        )
+
+    def contested(self, name: str) -> bool:
+        """Whether a word is read in more than one way: one reading is contested, or two are in use."""
+        readings = [self.reading(one) for one in self.find(name)]
+        return any(one.contested for one in readings) or sum(bool(one.used) for one in readings) > 1
+
+    # Within
+
+    def _came_round(self, contest: Said) -> bool:
+        """Whether who contested a reading has adopted it since."""
+        key = contest.key
+        use = self._said.get(Key(key.mesh, key.author, key.digest, Slot.USE))
+        return use is not None and use.uses and use.order > contest.order
+
+    def _age(self, about: Digest) -> tuple[tuple[int, bytes], Digest]:
+        first = min((self._said[key].order for key in self._about.get(about, ())), default=(2**63, b""))
+        return first, about
+
+    def _put(self, said: Said) -> None:
+        key = said.key
+        self._said[key] = self._changed.said[key] = said
+        self._of.setdefault(key.mesh, set()).add(key)
+        self._about.setdefault(key.digest, set()).add(key)
+        self._uses.pop(key.mesh, None)
+
+    def _drop(self, key: Key) -> None:
+        del self._said[key]
+        self._changed.said[key] = None
+        _unlink(self._of, key.mesh, key)
+        _unlink(self._about, key.digest, key)
+        self._uses.pop(key.mesh, None)
+        self._let_go(key.digest)
+
+    def _is_spoken_of(self, about: Digest) -> bool:
+        return about in self._about or any(about in told for told in self.told.values())
+
+    def _let_go(self, about: Digest) -> None:
+        """Forget a term that nobody speaks of any more."""
+        if about in self.terms and not self._is_spoken_of(about):
+            del self.terms[about]
+            self._changed.terms[about] = None
+            self._uses.clear()
+
+    def _trim(self, mesh: MeshId) -> None:
+        """Keep within bounds what a mesh has said; the oldest goes first, and what it uses last."""
+        if self._knows(mesh) or mesh == self.me:
+            keys = list(self._of.get(mesh, ()))
+        else:
+            keys = [key for one, said in self._of.items() if one != self.me and not self._knows(one) for key in said]
+        if len(keys) > MAX_SAID:
+            keys.sort(key=lambda key: (key.slot == Slot.USE and not key.author, self._said[key].order))
+            for key in keys[: len(keys) - MAX_SAID]:
+                self._drop(key)
+
+
+def _unlink(index: dict[Place, set[Key]], place: Place, key: Key) -> None:
+    index[place].discard(key)
+    if not index[place]:
+        del index[place]
