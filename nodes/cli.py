@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, str]] = {
     "matrix": "register, login, join, doctor: the ems in Matrix rooms",
     "peer": "invite, accept, share, leave: links to other people's meshes",
     "vocab": "propose, adopt, contest: words that meshes make for themselves",
+    "sim": "try policies on a swarm of meshes in virtual time, hostile ones among them",
     "keys": "show, rotate: who this mesh is",
     "export": "put a whole home into one archive",
     "import": "make a home from an archive",

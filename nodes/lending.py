@@ -233,18 +233,24 @@ def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def _rename(em: Em, new: str) -> list[str]:
     """Have an em's files go by another name; what the person has to do themselves is told."""
-    memory = em.folder / f"{em.name}.chr"
-    named = (em.folder / "config.yaml").is_file() and "name" in load(
-        em.folder / "config.yaml", EmSettings
-    ).model_fields_set
-    texts = [em.folder / "chat.txt", *(sorted(memory.glob("*.txt")) if memory.is_dir() else [memory])]
-    for path in texts if not named else ():
+    memory, config = em.folder / f"{em.name}.chr", em.folder / "config.yaml"
+    old = re.escape(em.name.encode())
+    if config.is_file():
+        line = rb"(?mi)^(name[ \t]*:[ \t]*)([\"']?)" + old + rb"\2(?=[ \t]*(#.*)?\r?$)"
+        config.write_bytes(re.sub(line, rb"\g<1>" + new.encode(), config.read_bytes()))
+        if "name" in (named := load(config, EmSettings)).model_fields_set and named.name != new:
+            _move(memory, em.folder / f"{new}.chr")
+            return [f"it still goes by {em.settings.name!a}: change `name` in config.yaml"]
+    for path in (em.folder / "chat.txt", *(sorted(memory.glob("*.txt")) if memory.is_dir() else [memory])):
         with suppress(FileNotFoundError):
-            tag = rb"(?mi)^<" + re.escape(em.name.encode()) + rb">"
-            path.write_bytes(re.sub(tag, f"<{new}>".encode(), path.read_bytes()))
-    if memory.exists():
-        memory.rename(em.folder / f"{new}.chr")
-    return [f"it still goes by {em.settings.name!a}: change `name` in config.yaml"] if named else []
+            path.write_bytes(re.sub(rb"(?mi)^<" + old + rb">", f"<{new}>".encode(), path.read_bytes()))
+    _move(memory, em.folder / f"{new}.chr")
+    return []
+
+
+def _move(path: Path, to: Path) -> None:
+    if path.exists():
+        path.rename(to)
 
 
 def _is_taken(home: Home, name: str) -> bool:

@@ -147,7 +147,10 @@ class Runtime:
             self._queues.clear()
             for turn in self.turns.open():
                 self._queue(turn)
-            await asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self._group = None  # what is still heard while all ends waits for the next start
 
     async def drain(self) -> None:
         """Begin no further turns and wait for those that run; what waits is taken up at the next start."""

@@ -91,8 +91,8 @@ class Commitment(msgspec.Struct, frozen=True):
 class Dispute(msgspec.Struct, frozen=True):
     """A dispute at some moment. `raised` is the act that began it, None until it is heard; `about` are acts.
 
-    `willing` are the parties that have settled. `named` has every mesh that a party would have as a mediator, with the parties that would; whom both would is one of
-    the `mediators`.
+    `willing` are the parties that have settled. `named` has every mesh that a party would have as a mediator, with the
+    parties that would; whom both would is one of the `mediators`.
     """
 
     basin: str

@@ -12,6 +12,7 @@ ProtocolError
 ├── BadInvitation    a code or an offer that is mistyped, expired, or not the inviter's; `fault` says which
 ├── BadPassport      a passport of an em that is malformed or forged
 ├── BadProof         a proof of an act that is malformed, or does not hold
+├── BadDocument      a card, an introduction or a receipt that is malformed, forged, or out of date
 ├── BadLink          a statement about a relationship that is not lawful; `fault` says why
 ├── BadTerm          a word and its meaning that break the rules, or an act about one that does not count
 └── BudgetRaised     an act that leaves its chain more than its parent had; `field` says what
@@ -68,6 +69,10 @@ class BadPassport(ProtocolError):
 
 class BadProof(ProtocolError):
     """A proof of an act that is malformed, or in which a link of the chain does not hold."""
+
+
+class BadDocument(ProtocolError):
+    """A card, an introduction or a receipt that is malformed, forged, out of date, or another's."""
 
 
 class InvitationFault(StrEnum):

@@ -61,7 +61,9 @@ async def _list(options: argparse.Namespace) -> None:
     status = (await reach(home)).status
     default = home.config().models.default
     there = em_passports.known_here(home)
-    rows = [_row(em, default, status) | {"from": em_passports.origin_in_short(home, em, there)} for em in ems]
+    rows = [_row(em, default, status) for em in ems]
+    for row, em in zip(rows, ems, strict=True):
+        row["from"] = em_passports.origin_in_short(home, em, there)
     if options.json:
         print_json({"ems": rows, "problems": problems})
         return

@@ -97,15 +97,20 @@ def _told(stamped: "Stamped") -> dict[str, Any]:
 
 def origin_in_short(home: "Home", em: "Em", there: "Known") -> str:
     """The same in one cell of a table."""
+    from nodes.errors import HomeError, NodeError
+    from nodes.passports import lineage, loan
     from nodes.proofs import utc
 
-    seen = origin(home, em)
-    if seen["problem"]:
+    try:
+        line = lineage(em.folder)
+        lent = loan(line, home.mesh_id())
+    except HomeError:
+        return "-"
+    except NodeError:
         return "?"
-    if seen["lent"]:
-        until = seen["lent"]["until_ms"]
-        return f"lent by {_who(seen['lent']['by'], there)}" + (f" until {utc(until)}" if until else "")
-    return f"{seen['lineage'][0]['event']}" if seen["lineage"] else "-"
+    if lent is None:
+        return line[0].passport.event if line else "-"
+    return f"lent by {_who(lent.lender, there)}" + (f" until {utc(lent.until_ms)}" if lent.until_ms else "")
 
 
 def _who(mesh: str, there: "Known") -> str:
@@ -147,13 +152,13 @@ def _show(options: argparse.Namespace) -> None:
             f"listens   {' '.join(em.settings.basins)}",
             f"digest    {seen['digest'] or '-'}{changed[seen['changed']]}",
             f"from      {plain(origin_in_short(home, em, there))}",
-            *_lineage(home, em, there),
+            *_lineage(em, there),
             *([plain(f"problem   {seen['problem']}")] if seen["problem"] else []),
         ]
     )
 
 
-def _lineage(home: "Home", em: "Em", there: "Known") -> list[str]:
+def _lineage(em: "Em", there: "Known") -> list[str]:
     from nodes.errors import NodeError
     from nodes.passports import lineage
 
@@ -274,9 +279,10 @@ def _return(options: argparse.Namespace) -> None:
     if options.json:
         print_json({"file": str(target), "aside": str(aside), **_told(back)})
         return
+    owner = _who(back.passport.to or "", known_here(home))
     lines(
         [
-            f"{target} holds what {back.passport.name} became. Give it to {_who(back.passport.to or '', known_here(home))}.",
+            f"{target} holds what {back.passport.name} became. Give it to {owner}.",
             f"Its folder is in {aside} now, where no node hosts it; delete that when they have it.",
         ]
     )

@@ -10,7 +10,7 @@ from mesh.entries import Entry, find, recent
 from mesh.store import Store
 from nodes.disputes.tables import Tables
 from protocol.acts import Act
-from protocol.dispute import Dispute, Parties, follow, is_dispute, parties_of
+from protocol.dispute import Dispute, Heard, Parties, follow, is_dispute, parties_of
 from protocol.keys import MeshId
 
 MAX_SAID: Final = 500  # acts of one mesh in one dispute: more is no conversation, and all of them are read to show it
@@ -38,10 +38,7 @@ class Halls:
     def read(self, basin: str) -> Dispute | None:
         """A dispute as it is now; None when nobody has raised it."""
         parties = self.parties.get(basin)
-        if parties is None:
-            return None
-        heard = [(entry.mesh, entry.act) for entry in recent(self._store, basin, MAX_READ)]
-        return follow(basin, parties, heard, self._clock(), self._is_person)
+        return self._follow(basin, parties, self._heard(basin)) if parties else None
 
     def hear(self, entries: Sequence[Entry]) -> bool:
         """Take in new acts, within the transaction that stores them; returns whether any is of a dispute."""
@@ -80,14 +77,18 @@ class Halls:
         return hall.members if hall else frozenset()
 
     def _hall(self, basin: str) -> Hall | None:
-        if basin not in self._halls and (dispute := self.read(basin)):
-            sql = (
-                "SELECT mesh, count(*) FROM acts JOIN frames ON frames.n = acts.place / 64"
-                " JOIN origins USING (origin) WHERE basin = ? GROUP BY mesh"
-            )
-            said = Counter({MeshId(mesh): number for mesh, number in self._store.rows(sql, (basin,))})
-            self._halls[basin] = Hall(dispute.members, said)
+        parties = self.parties.get(basin)
+        if basin not in self._halls and parties:
+            heard = self._heard(basin)
+            members = self._follow(basin, parties, heard).members
+            self._halls[basin] = Hall(members, Counter(mesh for mesh, _ in heard))
         return self._halls.get(basin)
+
+    def _heard(self, basin: str) -> list[Heard]:
+        return [(entry.mesh, entry.act) for entry in recent(self._store, basin, MAX_READ)]
+
+    def _follow(self, basin: str, parties: Parties, heard: Sequence[Heard]) -> Dispute:
+        return follow(basin, parties, heard, self._clock(), self._is_person)
 
     def _is_person(self, mesh: MeshId, author: str) -> bool:
         """Nobody who speaks through a bridge, and no em of ours; elsewhere, their node vouches for who is whom."""

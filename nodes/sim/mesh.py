@@ -166,10 +166,9 @@ class Mesh:
         """The next frame."""
         sequence = self._sequences[basin] = self._sequences.get(basin, 0) + 1
         now = self.clock()
-        if self.world.plan.sign >= 1 or self.dice.random() < self.world.plan.sign:
-            data = encode_frame(self.signer, sequence, now, basin, acts)
-            return Carried(decode_frame(data), self.id, data)
-        return Carried(Frame(self.node, sequence, now, basin, acts), self.id)
+        is_signed = self.dice.random() < self.world.plan.sign
+        data = encode_frame(self.signer, sequence, now, basin, acts) if is_signed else None
+        return Carried(Frame(self.node, sequence, now, basin, acts), self.id, data)
 
     # Hearing
 

@@ -45,6 +45,7 @@ class Swarm:
         links = pairs(plan, self._dice)
         given = shares(plan, links, self._dice)
         hostile = self._chosen(plan.hostile)
+        self.hostile = sum(hostile)
         skews = [round(self._dice.uniform(-plan.skew, plan.skew) * 1000) for _ in range(plan.nodes)]
         first = LINKED_MS + SETTLE_MS + 2 * round(plan.skew * 1000)
         self.times = (first, first + round(plan.hours * HOUR_MS))

@@ -49,7 +49,7 @@ MAX_READINGS: Final = 3  # of one contested word in a prompt
 GLOSS_CHARS: Final = 300  # of each definition in a prompt
 GLOSSED_CHARS: Final = 4_000  # of the answered text that words are looked for in
 
-_Digests = Annotated[list[str], msgspec.Meta(max_length=MAX_HELD)]
+_Digests = Annotated[Sequence[str], msgspec.Meta(max_length=MAX_HELD)]
 _Term = Annotated[bytes, msgspec.Meta(max_length=MAX_TERM)]
 
 log = structlog.get_logger(__name__)
@@ -128,7 +128,7 @@ class Words:
     def told(self, peer: MeshId, data: bytes) -> None:
         """A peer tells what it uses, asks for terms, or gives some. Raises BadMessage."""
         try:
-            message = _decoder.decode(data)
+            message: Use | Ask | Terms = _decoder.decode(data)
             digests = [] if isinstance(message, Terms) else [check_digest(one) for one in message.digests]
         except (msgspec.MsgspecError, UnicodeDecodeError, BadTerm):
             raise BadMessage("what a peer says about words cannot be read") from None
@@ -251,8 +251,8 @@ class Words:
         self._tables.keep(changed)
 
     def _ask(self, peer: MeshId) -> None:
-        missing: list[str] = sorted(one for one in self.lexicon.told[peer] if one not in self.lexicon.terms)[:ASKED]
-        self._asked[peer] = frozenset(map(Digest, missing))
+        missing = sorted(one for one in self.lexicon.told[peer] if one not in self.lexicon.terms)[:ASKED]
+        self._asked[peer] = frozenset(missing)
         if missing:
             self._peers.tell(peer, WORDS, _encode(Ask(missing)))
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from mesh.clock import now_ms
 from mesh.errors import MeshError
 from mesh.links.channel import Sealed, Self, call
@@ -64,8 +66,12 @@ class Bad:
 
     def paper_for(self, node: Signer, start_ms: int, end_ms: int, mesh: Signer | None = None, named: str = "") -> bytes:
         """A certificate; `named`: of a mesh whose key it is not signed with."""
-        whose = MeshId(named or (mesh or self.key).public)
-        return issue(mesh or self.key, Certificate(whose, NodeId(node.public), start_ms, end_ms, ["speak"]))
+        signer = mesh or self.key
+        certificate = Certificate(MeshId(named or signer.public), NodeId(node.public), start_ms, end_ms, ["speak"])
+        if not named:
+            return issue(signer, certificate)
+        data = msgspec.msgpack.encode(certificate)
+        return signer.sign(b"ampmesh/certificate/1\0" + data) + data
 
     def frame(self, act: Act, basin: str = "tea", node: Signer | None = None, at_ms: int | None = None) -> bytes:
         return encode_frame(node or self.node, next(self.sequences), at_ms or now_ms(), basin, [act])
