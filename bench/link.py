@@ -167,12 +167,14 @@ async def running(folder: Path, name: str) -> AsyncGenerator[Client]:
     process = await asyncio.create_subprocess_exec(sys.executable, __file__, "--node", str(home.path))
     try:
         async with asyncio.timeout(READY_S):
-            while home.running() is None:  # noqa: ASYNC110 - another process writes it
+            while home.running() is None:
+                assert process.returncode is None, "the node has ended"
                 await asyncio.sleep(LOOK_S)
         async with assembly.connect(home) as client:
             yield client
     finally:
-        process.terminate()
+        if process.returncode is None:
+            process.terminate()
         await process.wait()
 
 

@@ -4,15 +4,16 @@ One durable consumer reads the stream for the whole node. A batch is verified, a
 whatever the handler records, its frames are kept and the cursor moves; only then is the batch acknowledged. A crash at
 any point repeats the batch, and ids make the repetition invisible.
 
-Frames also arrive directly, before the server has them on its disk: that is faster, and as safe, since a frame is kept
-by its author until the stream has it. The stream stays the source of truth: it alone moves the cursor.
+Frames also arrive directly, before the server has them on its disk: from the bus, and from this process, which has made
+or verified them itself. That is faster, and as safe, since whoever brings a frame keeps it until the stream has it. The
+stream stays the source of truth: it alone moves the cursor.
 
 Frames are kept as they were signed, so that everything can be proved later; an index leads from acts to their place.
 """
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import structlog
@@ -44,6 +45,14 @@ log = structlog.get_logger(__name__)
 Handler = Callable[[Sequence[Entry]], None]
 
 
+class Checked(NamedTuple):
+    """A frame that verifies, as read and as signed, under the subject of its basin and origin."""
+
+    subject: Subject
+    frame: Frame
+    data: bytes
+
+
 class _Kept(NamedTuple):
     """What became of a frame: the ids of its acts, the kept frames that hold them, and what was new in it."""
 
@@ -72,6 +81,7 @@ class Ledger:
         self._parents: dict[bytes, tuple[bytes, Budget]] = {}  # recent acts: their root and what they left
         self._early: OrderedDict[bytes, _Kept] = OrderedDict()  # by their seals, frames that came directly
         self._warned: Counter[str] = Counter()
+        self._after: Callable[[], None] = _nothing
 
     @property
     def cursor(self) -> int:
@@ -92,15 +102,17 @@ class Ledger:
         `caught_up` is called once, when all that was stored at the start is kept; `after` after every commit. Raises
         StoreFailed: what was in memory only is then worth nothing, and the node must start again.
         """
+        self._after = after
         cursor = await self._catch_up(after)
         consumer = await self._bus.consume(name, cursor)
         broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        direct = await self._bus.subscribe("b.>", self._listener(after, broken))
+        direct = await self._bus.subscribe("b.>", self._listener(broken))
         try:
             caught_up()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow(consumer, cursor, after), name="stream")
                 group.create_task(self._eraser.run(), name="eraser")
+                group.create_task(self._store.tend(), name="checkpoints")
                 await broken
         finally:
             await direct.close()
@@ -135,13 +147,10 @@ class Ledger:
             await asyncio.sleep(0)
         return cursor
 
-    def _listener(
-        self, after: Callable[[], None], broken: "asyncio.Future[None]"
-    ) -> Callable[[Message], Awaitable[None]]:
+    def _listener(self, broken: "asyncio.Future[None]") -> Callable[[Message], Awaitable[None]]:
         async def take(message: Message) -> None:
             try:
                 self.hear(message.subject, message.data)
-                after()
             except Exception as error:  # noqa: BLE001 - whatever it is, it ends the ledger, in `run`
                 if not broken.done():
                     broken.set_exception(error)
@@ -150,14 +159,36 @@ class Ledger:
 
     def hear(self, where: str, data: bytes) -> None:
         """Keep one frame that came directly, before the stream has it for certain."""
-        checked = self._check(where, data)
-        if checked is None or _seal(data) in self._early:
+        if _seal(data) not in self._early and (checked := self._check(where, data)):
+            self.take([checked])
+
+    def take(self, frames: Sequence[Checked]) -> None:
+        """Keep frames that this process has made or verified, at once. Whoever calls it has them put into the stream.
+
+        Call it while `run` runs, and let whatever it raises end the node: memory is then ahead of the disk.
+        """
+        new = {_seal(one.data): one for one in frames if _seal(one.data) not in self._early}
+        if not new:
             return
         with self._store.transaction():
-            (kept,) = self._keep([(*checked, data)])
-        self._early[_seal(data)] = kept._replace(entries=[])
-        if len(self._early) > RECENT:
+            kept = self._keep(new.values())
+        for seal, one in zip(new, kept, strict=True):
+            self._early[seal] = one._replace(entries=[])
+        while len(self._early) > RECENT:
             self._early.popitem(last=False)
+        self._after()
+
+    def holds(self, subject: Subject, frame: Frame) -> bool:
+        """Whether a verified frame is of no use any more: its acts and its number are here, and in the stream."""
+        if self._marks.is_new(subject, frame):
+            return False
+        sql = f"SELECT place FROM acts WHERE id IN ({_slots(frame.acts)})"  # noqa: S608 - question marks only
+        places = self._store.rows(sql, [act.id for act in frame.acts])
+        kept = {place // MAX_ACTS for (place,) in places}
+        if len(places) < len({act.id for act in frame.acts}):
+            return False
+        sql = f"SELECT count(DISTINCT n) FROM sightings WHERE n IN ({_slots(kept)})"  # noqa: S608 - question marks only
+        return self._store.one(sql, list(kept))[0] == len(kept)
 
     def keep(self, batch: Sequence[Stored], last: int | None = None) -> None:
         """Verify and store one batch of the stream, and move the cursor behind it, or to `last`.
@@ -166,12 +197,12 @@ class Ledger:
         """
         stored: list[tuple[int, _Kept]] = []
         places: list[int] = []
-        checked: list[tuple[Subject, Frame, bytes]] = []
+        checked: list[Checked] = []
         for one in batch:
             if early := self._early.pop(_seal(one.data), None):
                 stored.append((one.seq, early))
             elif found := self._check(one.subject, one.data):
-                checked.append((*found, one.data))
+                checked.append(found)
                 places.append(one.seq)
         with self._store.transaction():
             stored += zip(places, self._keep(checked), strict=True)
@@ -180,7 +211,7 @@ class Ledger:
             self._forgetting.seen([(n, seq) for seq, kept in stored for n in kept.frames])
             self._store.execute("UPDATE cursor SET seq = ?", (batch[-1].seq if last is None else last,))
 
-    def _keep(self, frames: Iterable[tuple[Subject, Frame, bytes]]) -> list[_Kept]:
+    def _keep(self, frames: Iterable[Checked]) -> list[_Kept]:
         """Keep frames, and hand on what is new in them, without what was taken back meanwhile."""
         kept = [self._insert(subject, frame, data) for subject, frame, data in frames]
         entries = [entry for one in kept for entry in one.entries]
@@ -194,7 +225,7 @@ class Ledger:
             self._forgetting.tell(gone)
         return kept
 
-    def _check(self, where: str, data: bytes) -> tuple[Subject, Frame] | None:
+    def _check(self, where: str, data: bytes) -> Checked | None:
         mesh = "unknown"
         try:
             subject = parse_subject(where)
@@ -204,14 +235,14 @@ class Ledger:
         except ProtocolError as error:
             self._refuse(mesh, error)
             return None
-        return subject, frame
+        return Checked(subject, frame, data)
 
     def _insert(self, subject: Subject, frame: Frame, data: bytes) -> _Kept:
         """Keep what is new in a frame; a frame without anything new is not kept again."""
         origin = self._marks.note(subject, frame)
         frame, data, sifted = self._forgetting.sift(subject.mesh, frame, data)
         ids = list[bytes](act.id for act in frame.acts)
-        sql = f"SELECT id, place FROM acts WHERE id IN ({','.join('?' * len(ids))})"  # noqa: S608 - question marks only
+        sql = f"SELECT id, place FROM acts WHERE id IN ({_slots(ids)})"  # noqa: S608 - question marks only
         known = dict[bytes, int](self._store.rows(sql, ids))
         new: dict[bytes, int] = {}
         for position, act in enumerate(frame.acts):
@@ -278,6 +309,14 @@ class Ledger:
 def _seal(data: bytes) -> bytes:
     """What no two frames of honest nodes share: key and signature. Cheaper than hashing all of it once more."""
     return data[:HEADER_BYTES]
+
+
+def _slots(values: Collection[object]) -> str:
+    return ",".join("?" * len(values))
+
+
+def _nothing() -> None:
+    """Before `run`, nobody is told."""
 
 
 def _signed(mask: int) -> int:

@@ -1,11 +1,16 @@
 """How far each node was heard in each basin, and what is missing of what it said."""
 
+from collections import OrderedDict
+from typing import Final
+
 import structlog
 
 from mesh.store import Store
 from protocol.address import Subject
-from protocol.frame import Frame
+from protocol.frame import EPHEMERAL, Frame
 from protocol.keys import MeshId, NodeId
+
+RECENT: Final = 4_096  # frames whose numbers are remembered, to notice two nodes that count with one key
 
 log = structlog.get_logger(__name__)
 
@@ -15,6 +20,8 @@ class Marks:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._recent: OrderedDict[tuple[int, str, int], bytes] = OrderedDict()  # the first act of recent frames
+        self._rivals: set[int] = set()  # nodes that were told of
         self._origins: dict[tuple[str, str], int] = {
             (mesh, node): origin for origin, mesh, node in store.rows("SELECT origin, mesh, node FROM origins")
         }
@@ -31,6 +38,7 @@ class Marks:
     def note(self, subject: Subject, frame: Frame) -> int:
         """Follow the sequence of a node: note what is missing, and what has come after all; gives the node's number."""
         origin = self._origin(subject)
+        self._notice(origin, frame)
         mark = self._marks.get((origin, frame.basin), 0)
         if frame.sequence <= mark:
             self._close_gap(origin, frame.basin, frame.sequence)
@@ -42,6 +50,26 @@ class Marks:
         self._marks[origin, frame.basin] = frame.sequence
         self._store.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", (origin, frame.basin, frame.sequence))
         return origin
+
+    def _notice(self, origin: int, frame: Frame) -> None:
+        """Tell when a number is given to something else than before: a home and a copy of it both run."""
+        if frame.sequence == EPHEMERAL:
+            return
+        place, first = (origin, frame.basin, frame.sequence), frame.acts[0].id
+        if self._recent.setdefault(place, first) != first and origin not in self._rivals:
+            self._rivals.add(origin)
+            log.warning("two nodes speak with one key; one of them is a copy: stop it", node=frame.node[:8])
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+
+    def is_new(self, subject: Subject, frame: Frame) -> bool:
+        """Whether the number of a frame is beyond all that were heard, or missing among them."""
+        origin = self._origins.get((subject.mesh, subject.node))
+        if origin is None or frame.sequence > self._marks.get((origin, frame.basin), 0):
+            return True
+        where = (origin, frame.basin, frame.sequence)
+        sql = "SELECT 1 FROM gaps WHERE origin = ? AND basin = ? AND ? BETWEEN first AND last"
+        return self._store.one(sql, where) is not None
 
     def _origin(self, subject: Subject) -> int:
         key = (subject.mesh, subject.node)

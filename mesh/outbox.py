@@ -1,13 +1,13 @@
 """The outbox: what this node is about to say, kept until the stream has it.
 
-Group commit: what waits for a basin goes in one frame; when nothing waits, one act goes at once. A frame that the
-server has not acknowledged is sent again, byte for byte, until it has.
+Group commit: what waits for a basin goes in one frame; when nothing waits, one act goes at once. A frame is heard here
+as soon as it is signed; that the server has not acknowledged is sent again, byte for byte, until it has.
 """
 
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -16,12 +16,13 @@ import structlog
 from mesh.bus.base import Bus
 from mesh.clock import Clock
 from mesh.errors import BusFull, BusUnavailable
+from mesh.ledger import Checked
 from mesh.store import Store
 from protocol.acts import Act, check_act
 from protocol.address import Subject
 from protocol.certificate import Certificate
 from protocol.errors import BadAct, BadCertificate
-from protocol.frame import FLUSH_BYTES, MAX_ACTS, encode_frame, frame_id
+from protocol.frame import FLUSH_BYTES, MAX_ACTS, Frame, encode_frame, frame_id, reread_frame
 from protocol.keys import Signer
 
 WINDOW: Final = 4  # frames of a basin on their way at once: one is signed while the server syncs another
@@ -30,6 +31,7 @@ BARRED_S: Final = 1.0  # between two looks whether the certificate is valid
 MAX_WAITING: Final = 100_000  # acts; beyond it new ones are refused, so that a dead server cannot fill the disk
 
 T = TypeVar("T")
+Hear = Callable[[Sequence[Checked]], None]
 
 
 class Waiting(NamedTuple):
@@ -41,20 +43,38 @@ class Waiting(NamedTuple):
     size: int
 
 
+class _Unsent(NamedTuple):
+    """A frame that was heard here, perhaps by peers too, and did not reach the stream; the acts in it."""
+
+    basin: str
+    data: bytes
+    ids: Sequence[bytes]
+
+
 log = structlog.get_logger(__name__)
+
+
+def _nobody(_: Sequence[Checked]) -> None:
+    """The bus alone tells what was said."""
 
 
 class Outbox:
     """Frames, signs and publishes acts, in order per basin."""
 
-    def __init__(self, bus: Bus, store: Store, signer: Signer, certificate: Certificate, clock: Clock) -> None:
-        """`certificate` is the mesh's for this node: while it is not valid, nothing is sent, and nothing lost."""
-        self._bus, self._store, self._signer, self._clock = bus, store, signer, clock
+    def __init__(  # noqa: PLR0913, PLR0917 - each is one independent part of a node
+        self, bus: Bus, store: Store, signer: Signer, certificate: Certificate, clock: Clock, hear: Hear = _nobody
+    ) -> None:
+        """`certificate` is the mesh's for this node: while it is not valid, nothing is sent, and nothing lost.
+
+        `hear` is told of every frame before the bus brings it back.
+        """
+        self._bus, self._store, self._signer, self._clock, self._hear = bus, store, signer, clock, hear
         self._certificate = certificate
         self._queues: dict[str, deque[Waiting]] = {}
         self._sequences: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._sent: dict[bytes, asyncio.Event] = {}
+        self._unsent: deque[_Unsent] = deque()
 
     def put(self, basin: str, act: Act) -> Waiting:
         """Keep an act for sending. Call it within a transaction, and `send` with the result after that committed.
@@ -63,7 +83,8 @@ class Outbox:
         """
         data = _encode(act)
         try:
-            check_act(_decode(data))
+            act = _decode(data)  # as whoever reads the frame will have it
+            check_act(act)
         except msgspec.ValidationError as error:
             raise BadAct(f"the act is not well formed: {error}") from None
         n = self._store.insert("INSERT INTO outbox (id, basin, act) VALUES (?, ?, ?)", (act.id, basin, data))
@@ -81,10 +102,10 @@ class Outbox:
 
     def waiting(self) -> int:
         """How many acts the stream has not acknowledged yet."""
-        return sum(map(len, self._queues.values()))
+        return sum(map(len, self._queues.values())) + sum(len(one.ids) for one in self._unsent)
 
     def acts(self) -> list[Act]:
-        """What the stream has not acknowledged yet, in order within each basin."""
+        """What was not heard before the last start and the stream has not acknowledged, in order within each basin."""
         return [waiting.act for queue in self._queues.values() for waiting in queue]
 
     async def say(self, basin: str, act: Act) -> None:
@@ -111,11 +132,21 @@ class Outbox:
         """
         self._sequences = dict(sequences)
         self._queues.clear()
-        for n, basin, data in self._store.rows("SELECT n, basin, act FROM outbox ORDER BY n"):
-            self._queues.setdefault(basin, deque()).append(Waiting(n, basin, _decode(data), len(data)))
+        heard = [(basin, data, reread_frame(data)) for basin, data in self._store.rows(_HEARD, (MAX_ACTS,))]
+        ours = [one for one in heard if one[2].node == self._signer.public]
+        self._unsent = deque(_Unsent(basin, data, [act.id for act in frame.acts]) for basin, data, frame in ours)
+        framed = {identity for one in self._unsent for identity in one.ids}
+        for n, identity, basin, data in self._store.rows("SELECT n, id, basin, act FROM outbox ORDER BY n"):
+            if identity not in framed:
+                self._queues.setdefault(basin, deque()).append(Waiting(n, basin, _decode(data), len(data)))
 
     async def run(self) -> None:
         """Publish for ever. Raises BusFull or BusRefused (within an ExceptionGroup): nothing is lost."""
+        while self._unsent:
+            unsent = self._unsent[0]
+            await self._store_all(unsent.basin, [unsent.data])
+            self._store.many("DELETE FROM outbox WHERE id = ?", ((identity,) for identity in unsent.ids))
+            self._unsent.popleft()
         while True:
             self._wake.clear()
             await self._allowed()
@@ -153,13 +184,25 @@ class Outbox:
             del self._queues[basin]
 
     async def _publish(self, basin: str, frames: Sequence[Sequence[Act]]) -> None:
-        """Sign and publish, in order; what is not acknowledged is sent again, byte for byte, until it is."""
-        subject = str(Subject(True, basin, self._certificate.mesh, self._certificate.node))
-        first = self._sequences.get(basin, 0) + 1
-        waiting: list[bytes] = [
-            encode_frame(self._signer, sequence, self._clock(), basin, acts)
+        """Sign, hear and publish, in order."""
+        subject = Subject(True, basin, self._certificate.mesh, self._certificate.node)
+        first, now = self._sequences.get(basin, 0) + 1, self._clock()
+        signed = [
+            Checked(
+                subject,
+                Frame(subject.node, sequence, now, basin, acts),
+                encode_frame(self._signer, sequence, now, basin, acts),
+            )
             for sequence, acts in enumerate(frames, start=first)
         ]
+        self._sequences[basin] = first + len(frames) - 1
+        self._hear(signed)
+        await self._store_all(basin, [one.data for one in signed])
+
+    async def _store_all(self, basin: str, frames: Sequence[bytes]) -> None:
+        """Publish frames of a basin; what is not acknowledged is sent again, byte for byte, until it is."""
+        subject = str(Subject(True, basin, self._certificate.mesh, self._certificate.node))
+        waiting: list[bytes] = list(frames)
         told = False
         while waiting:
             sent = await _together([self._try(subject, data) for data in waiting])  # begun in order, and so it stays
@@ -169,7 +212,6 @@ class Outbox:
                     log.warning("the bus is away; what was said is kept, and sent when it is back")
                 told = True
                 await asyncio.sleep(RETRY_S)
-        self._sequences[basin] = first + len(frames) - 1
 
     async def _try(self, subject: str, data: bytes) -> bool:
         try:
@@ -201,5 +243,9 @@ def _framed(queue: Iterable[Waiting]) -> Iterator[list[Waiting]]:
         yield frame
 
 
+# What was heard here already and is kept, as it was signed: the same acts in another frame would leave a gap.
+_HEARD: Final = (
+    "SELECT frames.basin, frame FROM frames WHERE n IN (SELECT place / ? FROM acts JOIN outbox USING (id)) ORDER BY n"
+)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Act).decode

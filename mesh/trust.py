@@ -52,6 +52,10 @@ class Trust:
         """Which mesh a node speaks for, as far as is known."""
         return self._meshes.get(node)
 
+    def nodes(self, mesh: str) -> list[NodeId]:
+        """The nodes of a mesh that have a certificate which is known here, by their ids; also those out of service."""
+        return sorted(node for held, node in self._certificates if held == mesh)
+
     def certificate(self, mesh: str, node: str) -> Certificate | None:
         """What vouches for a node, if anything does."""
         return self._certificates.get((MeshId(mesh), NodeId(node)))

@@ -187,6 +187,9 @@ def _basins() -> dict[str, Basin]:
     return {YAPPINGS: Basin(budget=Budget.model_validate(GENEROUS))}
 
 
+_USUAL: Final = Basin()
+
+
 class MeshConfig(Settings):
     """All of mesh.yaml."""
 
@@ -227,7 +230,7 @@ class MeshConfig(Settings):
 
     def basin(self, name: str) -> Basin:
         """The settings of a basin; the usual ones if the file says nothing of it."""
-        return self.basins.get(name, Basin())
+        return self.basins.get(name, _USUAL)
 
     def resolve(self, home: Path, file: str) -> Path:
         """A file that the settings name, seen from the home folder; `~` is the person's own folder."""

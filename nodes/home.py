@@ -82,6 +82,27 @@ class Home(Keyring):
         """The node's database."""
         return self.data / "node.db"
 
+    @property
+    def recovered(self) -> Path:
+        """The peers whom a node that lost its past is to meet again; see nodes.peers.recovery."""
+        return self.data / "recovered.json"
+
+    def leave(self, archive: Path) -> None:
+        """Note that the mesh goes on elsewhere, from an archive. Raises OSError."""
+        write_private(self._moved, str(archive).encode("utf-8", "surrogateescape"))
+
+    def require_here(self) -> None:
+        """Raise HomeError when the mesh has moved elsewhere: two nodes with one key contradict each other."""
+        if self._moved.exists():
+            raise HomeError(
+                f"{self.path} was exported to move elsewhere; run it there. If it never ran there, and will not, remove"
+                f" {self._moved} and start again"
+            )
+
+    @property
+    def _moved(self) -> Path:
+        return self.data / "moved"
+
     def config(self) -> MeshConfig:
         """Read mesh.yaml. Raises ConfigError with every mistake in it."""
         return load(self.path / "mesh.yaml", MeshConfig)

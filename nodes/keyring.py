@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,8 +13,8 @@ from mesh.trust import Trust
 from nodes.disk import told, write_private
 from nodes.errors import HomeError
 from protocol.certificate import Certificate, Revocation, issue, read_certificate, read_revocation, revoke
-from protocol.errors import ProtocolError
-from protocol.keys import KEY_BYTES, KeyKind, MeshId, NodeId, Signer
+from protocol.errors import BadKey, ProtocolError
+from protocol.keys import KEY_BYTES, KeyKind, MeshId, NodeId, Signer, decode_public
 
 CERTIFICATE_MS: Final = 365 * 86_400_000  # a node is certified for a year; `mesh keys rotate` begins another
 BACKDATED_MS: Final = 300_000  # for a clock that is put right after the certificate was made
@@ -90,13 +91,13 @@ class Keyring:
             return None
 
     def documents(self) -> tuple[list[bytes], list[bytes]]:
-        """All certificates and revocation lists of this home as they were signed, the node's own certificate first.
+        """All certificates and revocation lists of this home as they were signed.
 
-        Raises HomeError.
+        The node's own certificate is the first, then come the newest of others. Raises HomeError.
         """
         own = self._certificate(NodeId(self.signer("node").public))
         try:
-            others = [path for path in self._certificates() if path != own]
+            others = sorted((path for path in self._certificates() if path != own), key=_age, reverse=True)
             lists = sorted(self.keys.glob("*.revocation"))
             return [path.read_bytes() for path in (own, *others)], [path.read_bytes() for path in lists]
         except OSError as error:
@@ -140,12 +141,50 @@ class Keyring:
                 self._issue(signer, NodeId(old.public), 0, now_ms)  # what it said until now stays believed
             node = self.certify(signer, now_ms)
             if revoke_old and old is not None:
-                held = self.revocation()
-                after = Revocation(held.mesh, held.serial + 1, [*held.nodes, NodeId(old.public)])
-                write_private(self.keys / "mesh.revocation", revoke(signer, after))
+                self._revoke(signer, NodeId(old.public))
         except OSError as error:
             raise HomeError(told(f"{self.keys} cannot be written", error, "check its owner and permissions")) from None
         return node
+
+    def revoke(self, node: NodeId, mesh: Signer | None) -> Revocation:
+        """Take another node of this mesh out of service; gives the new list. The node here must not be running.
+
+        `mesh` is the mesh key where it is kept elsewhere. Raises HomeError.
+        """
+        try:
+            decode_public(node, KeyKind.NODE)
+        except BadKey:
+            raise HomeError(f"{node[:80]!a} is no node: give its whole id, which begins with U") from None
+        signer, own = mesh or self.signer("mesh"), self.held("node")
+        if self._known_mesh() not in {None, signer.public}:
+            raise HomeError("this is the key of another mesh")
+        if own is not None and own.public == node:
+            raise HomeError("that is the node of this home; run: mesh keys rotate --revoke")
+        held = self.revocation()
+        if node in held.nodes:
+            raise HomeError(f"{node} has been revoked before, by list {held.serial}")
+        try:
+            return self._revoke(signer, node)
+        except OSError as error:
+            raise HomeError(told(f"{self.keys} cannot be written", error, "check its owner and permissions")) from None
+
+    def _revoke(self, signer: Signer, node: NodeId) -> Revocation:
+        held = self.revocation()
+        after = Revocation(held.mesh, held.serial + 1, [*held.nodes, node])
+        write_private(self.keys / "mesh.revocation", revoke(signer, after))
+        return after
+
+    def restore(self, mesh: Signer, certificates: Iterable[bytes], revocation: bytes | None, now_ms: int) -> None:
+        """Begin again with an old mesh key, and what it once signed, and new other keys. Raises OSError."""
+        self.keys.mkdir(mode=0o700, parents=True)
+        write_private(self.keys / "mesh.seed", mesh.seed().encode())
+        for data in certificates:
+            write_private(self._certificate(read_certificate(data).node), data)
+        if revocation is not None:
+            write_private(self.keys / "mesh.revocation", revocation)
+        for name in ("client", "system"):
+            self._make(name)
+        self.certify(mesh, now_ms)
 
     def held(self, name: str) -> Signer | None:
         """A key, or None when it is lost. Raises HomeError when it is there and cannot be used."""
@@ -196,6 +235,14 @@ class Keyring:
 
 def _new_signer(kind: KeyKind) -> Signer:
     return Signer(secrets.token_bytes(KEY_BYTES), kind)
+
+
+def _age(certificate: Path) -> int:
+    """When a certificate began to hold (Unix milliseconds); 0 for what is none."""
+    try:
+        return read_certificate(certificate.read_bytes()).not_before_ms
+    except (OSError, ProtocolError):
+        return 0
 
 
 def _unreadable(certificate: Path) -> bool:

@@ -83,7 +83,11 @@ class Node:
     def __init__(self, config: MeshConfig, ems: Path, identity: Identity, ground: Ground) -> None:
         """`ems` is the folder of em folders; it is watched while the node runs."""
         self.config, self.identity, self.ground = config, identity, ground
-        self.outbox = Outbox(ground.bus, ground.store, identity.signer, identity.certificate, ground.clock)
+        forgetting = Forgetting(ground.store, Own(identity.mesh, identity.signer), self._forget)
+        self.ledger = Ledger(ground.bus, ground.store, identity.trust, ground.clock, self._hear, forgetting)
+        self.outbox = Outbox(
+            ground.bus, ground.store, identity.signer, identity.certificate, ground.clock, self.ledger.take
+        )
         parts = Parts(
             identity.mesh,
             reply_key(identity.signer),
@@ -96,8 +100,6 @@ class Node:
             config.limits.queue,
         )
         self.runtime = Runtime(parts, self._mint)
-        forgetting = Forgetting(ground.store, Own(identity.mesh, identity.signer), self._forget)
-        self.ledger = Ledger(ground.bus, ground.store, identity.trust, ground.clock, self._hear, forgetting)
         self.companion: Companion = Alone()
         self.ready = asyncio.Event()
         self._ems = ems

@@ -116,13 +116,17 @@ class Runtime:
 
     def hear(self, entries: Sequence[Entry]) -> None:
         """Take in new acts and decide who answers. Called within the ledger's transaction."""
+        silences = list[tuple[bytes, dict[str, list[str]]]]()
         for entry in entries:
             self.chains.hear(entry)
             if self.chains.is_stop(entry):
                 self._halt(entry.basin)
             if room := self.rooms.get(entry.basin):
                 room.hear(entry)
-                self._decide(room, entry)
+                if silent := self._decide(room, entry):
+                    silences.append((entry.act.id, silent))
+        if silences:
+            self.turns.keep_silent(silences)
 
     def forget(self, entries: Sequence[Entry]) -> None:
         """Let go of what was taken back, and of the prompts it was in. Called within the ledger's transaction."""
@@ -170,7 +174,8 @@ class Runtime:
             room.hear(entry)
         return room
 
-    def _decide(self, room: Room, entry: Entry) -> None:
+    def _decide(self, room: Room, entry: Entry) -> dict[str, list[str]]:
+        """Record who answers; gives who does not, by reason."""
         act, now = entry.act, self._parts.clock()
         heard = room.roster.hear(
             entry, self._answered(room, entry), self.chains.spent(act, now), is_ours=entry.mesh == self._parts.mesh
@@ -191,8 +196,7 @@ class Runtime:
             turn = Taken(reply_id(self._parts.reply_key, em_name, act, 0), em_name, act.id, entry.basin, rule, now)
             if self.turns.take(turn):
                 self._taken.append(turn)
-        if silent:
-            self.turns.keep_silent(act.id, silent)
+        return silent
 
     def _asked(self, entry: Entry) -> tuple[str, str] | None:
         """The em that a person's reaction asks for another turn, and the rule that says so."""

@@ -69,6 +69,8 @@ def split(text: str, allowed: Collection[str], meant: Meant) -> tuple[str, list[
             words.append(line)
         else:
             acts.append(act)
+    if not acts:
+        return text, []
     left = "\n".join(words).strip()
     return left if left or any(act.basin is None for act in acts) else text, acts
 

@@ -22,7 +22,7 @@ SPARE_BYTES: Final = 64 << 20  # left free on a disk that a home is restored to
 
 # Of the running process, or made anew at every start; a database's companions are within its copy.
 _LEFT_OUT: Final = frozenset(
-    {"data/node.json", "data/lock.db", "data/nats/nats-server.conf", "data/nats/nats-server.err"}
+    {"data/node.json", "data/moved", "data/lock.db", "data/nats/nats-server.conf", "data/nats/nats-server.err"}
 )
 _LEFT_OUT_FOLDERS: Final = frozenset({"data/nats/run"})
 _SQLITE: Final = b"SQLite format 3\0"
@@ -38,8 +38,10 @@ class Moved:
     size: int
 
 
-def export_home(home: Home, target: Path, clock: Clock) -> Moved:
+def export_home(home: Home, target: Path, clock: Clock, *, leave: bool = False) -> Moved:
     """Write the whole home into a new file, for its owner's eyes alone: it holds all keys.
+
+    With `leave` the home is left for good: no node runs on it any more, since another will with the same key.
 
     Raises HomeError while a node runs on the home: only then do its stream and its databases agree with one another.
     Raises NodeError when the file is there, or something in the home cannot be archived; nothing is left behind then.
@@ -59,6 +61,8 @@ def export_home(home: Home, target: Path, clock: Clock) -> Moved:
                 file.flush()
                 os.fsync(file.fileno())
                 size = file.tell()
+            if leave:
+                home.leave(target)
             Path(part).rename(target)
     except OSError as error:
         raise NodeError(f"{home.path} cannot be exported to {target}: {_reason(error)}") from None

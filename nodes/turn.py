@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from mesh.entries import Entry
 from mesh.words import plain
@@ -40,8 +40,7 @@ _UNCALLED: Final = Decision(False, "nothing called for it")
 _BOT: Final = Decision(False, "a machine said it, and did not mention it")
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(NamedTuple):
     """One act as everybody in its basin hears it: worked out once, whatever the number of ems."""
 
     entry: Entry
@@ -75,7 +74,9 @@ class Roster:
         """What this basin's ems make of an act. `answered` is the em that it answers; `is_ours`: it is of this mesh."""
         author = entry.act.author if is_ours else None
         text = entry.act.text[:MATCHED].lower()
-        mentioned = self._called(_MENTIONS.findall(text)) | {name for name in addressees(entry.act) if name in self.ems}
+        mentioned = {name for name in addressees(entry.act) if name in self.ems}
+        if "@" in text:
+            mentioned |= self._called(_MENTIONS.findall(text))
         named = self.named(text)
         if entry.act.body.get("thread") is True and mentioned | named:
             answered = None  # in a thread of one em's, another was called
@@ -86,7 +87,7 @@ class Roster:
 
     def named(self, text: str) -> set[str]:
         """The ems whose names or nicknames occur in a text of small letters."""
-        found = self._called(_WORDS.findall(text) + _PARTS.findall(text))
+        found = self._called(_WORDS.findall(text) + (_PARTS.findall(text) if "-" in text else []))
         return found | {name for pattern, name in self._phrases if pattern.search(text)}
 
     def _called(self, words: Iterable[str]) -> set[str]:
@@ -101,6 +102,8 @@ class Roster:
 def addressees(act: Act) -> list[str]:
     """Whom an act says it is for: its `to`, a name or a list of them. Total."""
     to = act.body.get("to")
+    if to is None:
+        return []
     names: list[object] = to[:MAX_TO] if isinstance(to, list) else [to]  # pyright: ignore[reportUnknownVariableType] - any values
     return [name for name in names if isinstance(name, str)]
 

@@ -22,6 +22,7 @@ State = Literal["decided", "spoken", "silent"]
 
 KEPT_PROMPTS: Final = 5_000  # the newest prompts are kept whole, about 5 KB each; older turns keep all but the prompt
 KEPT_SILENCES: Final = 100_000  # acts whose silences are kept, about 100 bytes each
+SWEPT: Final = 1_000  # more of them, until the oldest go
 FORGOTTEN: Final = b""  # in place of a prompt in which something was taken back; NULL is an old one, or none
 
 _ACT = re.compile(rf"act:([0-9a-f]{{{2 * ID_BYTES}}})")
@@ -86,7 +87,7 @@ class Turns:
     """The table of turns and silences."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._store, self._unswept = store, 0
 
     def take(self, turn: Taken) -> bool:
         """Record a decision to answer. Returns False when it was recorded before. Within a transaction."""
@@ -97,13 +98,13 @@ class Turns:
         row = (turn.id, turn.em, turn.act, turn.basin, turn.rule, turn.decided_ms)
         return self._store.insert(sql, row) is not None
 
-    def keep_silent(self, act: bytes, reasons: Mapping[str, Sequence[str]]) -> None:
-        """Record who said nothing to an act, by reason. Within a transaction."""
-        n = self._store.insert(
-            "INSERT OR IGNORE INTO silences (act, reasons) VALUES (?, ?)", (act, msgspec.msgpack.encode(reasons))
-        )
-        if n is not None:
-            self._store.execute("DELETE FROM silences WHERE n <= ?", (n - KEPT_SILENCES,))
+    def keep_silent(self, silences: Sequence[tuple[bytes, Mapping[str, Sequence[str]]]]) -> None:
+        """Record who said nothing to which act, by reason; the oldest make room. Within a transaction."""
+        rows = [(act, msgspec.msgpack.encode(reasons)) for act, reasons in silences]
+        self._unswept += self._store.many("INSERT OR IGNORE INTO silences (act, reasons) VALUES (?, ?)", rows)
+        if self._unswept >= SWEPT:
+            self._unswept = 0
+            self._store.execute("DELETE FROM silences WHERE n <= (SELECT max(n) FROM silences) - ?", (KEPT_SILENCES,))
 
     def end(self, turn: Taken, ending: Ending, now_ms: int) -> None:
         """Record how a turn ended. Within a transaction."""

@@ -160,7 +160,7 @@ def dispute_basin(raiser: MeshId, other: MeshId, identity: bytes) -> str:
 
 def is_dispute(basin: str) -> bool:
     """Whether a basin is that of a dispute."""
-    return _BASIN.fullmatch(basin) is not None
+    return basin.startswith(_PREFIX) and _BASIN.fullmatch(basin) is not None
 
 
 def concerns(basin: str, one: MeshId, other: MeshId) -> bool:

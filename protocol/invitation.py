@@ -4,7 +4,8 @@
     bytes 1-32    the inviting mesh's public key
     bytes 33-42   the secret
     bytes 43-46   when it expires, Unix seconds, big endian
-    addresses     0 and 4 bytes of IPv4, or 255 and 16 of IPv6, or a name's length and the name; then 2 of port
+    addresses     0 and 4 bytes of IPv4, or 255 and 16 of IPv6, or a name's length and the name; then 2 of port;
+                  before one of these may stand 254 and a byte that adds 1 for a hub and 2 for TLS
     2 bytes       CRC-16 (XMODEM, little endian, as in nkeys) of all before
 
 The code is that in base32: RFC 4648, upper case, no padding. Reading is total: any text gives an Invitation or
@@ -36,12 +37,18 @@ _CRC_BYTES: Final = 2
 _MAX_PORT: Final = 65_535
 _IPV4: Final = 0  # tags of an address; those between are lengths of names
 _IPV6: Final = 255
+_MARKED: Final = 254  # longer than any name: a byte of marks follows, and then the address
+_HUB: Final = 1
+_TLS: Final = 2
+_MARKS: Final = {"": 0, "hub": _HUB, "wss": _TLS, "hub+wss": _HUB | _TLS}
+_SCHEMES: Final = {mark: scheme for scheme, mark in _MARKS.items()}
+_TLS_PORT: Final = 443  # always dialled with TLS, which is thus not marked
 _MAX_HOST: Final = 253  # characters of a name, by the rules of DNS
 
 _LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _NAME: Final = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}")
 _NUMBER: Final = re.compile(r"\d+|0x[0-9a-f]*")  # a last label that resolvers take for an IPv4 address
-_ADDRESS: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9.-]+)):([1-9]\d{0,4})", re.ASCII)
+_ADDRESS: Final = re.compile(r"(?:(hub|wss|hub\+wss)://)?(?:\[([0-9a-f:.]+)\]|([a-z0-9.-]+)):([1-9]\d{0,4})", re.ASCII)
 _BETWEEN: Final = re.compile("[\\s\u2010-\u2015-]")  # chats and printers make long dashes of short ones
 _MISREAD: Final = str.maketrans("018", "OIB")  # no digit of base32; the checksum tells whether the letter was meant
 
@@ -50,9 +57,8 @@ _MISREAD: Final = str.maketrans("018", "OIB")  # no digit of base32; the checksu
 class Invitation:
     """Who invites, and how to reach them. Its `repr` does not show the secret.
 
-    `addresses` are `host:port`, as `read_address` writes them, to be tried in order; none when the two meet through a
-    relay or a room. Nothing is said of TLS: whoever answers there proves to be a node of `mesh` before it is told
-    anything. `expires_s` is Unix seconds.
+    `addresses` are as `read_address` writes them, to be tried in order; none when the two meet in a room. Whoever
+    answers there proves to be a node of `mesh` before it is told anything. `expires_s` is Unix seconds.
     """
 
     mesh: MeshId
@@ -107,15 +113,49 @@ def read_invitation(text: str) -> Invitation:
 
 
 def read_address(text: str) -> str:
-    """The one way to write a `host:port`; IPv6 stands in brackets. Raises BadInvitation (content)."""
+    """The one way to write an address: `host:port`, IPv6 in brackets. Raises BadInvitation (content).
+
+    `wss://` before it says that it is dialled with TLS, as port 443 always is; `hub://` or `hub+wss://` that a hub is
+    there, where the two meet.
+    """
     lower = text.lower() if text.isascii() else ""
     match = _ADDRESS.fullmatch(lower)
-    host = match and (_ip(match[1], 6) if match[1] else _ip(match[2], 4) or _name(match[2]))
-    if not match or not host or int(match[3]) > _MAX_PORT:
+    host = match and (_ip(match[2], 6) if match[2] else _ip(match[3], 4) or _name(match[3]))
+    if not match or not host or int(match[4]) > _MAX_PORT:
         raise BadInvitation(
             InvitationFault.CONTENT, f"{text[:80]!r} is no address to dial: write host:port, or [IPv6]:port"
         )
-    return f"{host}:{match[3]}"
+    marks = _MARKS[match[1] or ""] & (_HUB if int(match[4]) == _TLS_PORT else _HUB | _TLS)
+    return _marked(marks, f"{host}:{match[4]}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What an address says. `host` is `host:port`."""
+
+    host: str
+    is_hub: bool
+    tls: bool
+
+    @property
+    def url(self) -> str:
+        """What is dialled."""
+        return f"{'wss' if self.tls else 'ws'}://{self.host}"
+
+
+def place_of(address: str) -> Place:
+    """Take an address apart that `read_address` has written."""
+    marks, host = _unmarked(address)
+    return Place(host, bool(marks & _HUB), bool(marks & _TLS) or host.endswith(f":{_TLS_PORT}"))
+
+
+def _marked(marks: int, host: str) -> str:
+    return f"{_SCHEMES[marks]}://{host}" if marks else host
+
+
+def _unmarked(address: str) -> tuple[int, str]:
+    scheme, _, host = address.rpartition("://")
+    return _MARKS[scheme], host
 
 
 def _ip(host: str, version: int) -> str | None:
@@ -157,13 +197,15 @@ def _pack(address: str) -> bytes:
             raise ValueError(f"{address[:80]!r} is not written as read_address writes it")
     except BadInvitation as error:
         raise ValueError(str(error)) from None
-    host, _, port = address.rpartition(":")
+    marks, place = _unmarked(address)
+    host, _, port = place.rpartition(":")
+    head = bytes([_MARKED, marks]) if marks else b""
     tail = int(port).to_bytes(_PORT_BYTES, "big")
     if host.startswith("["):
-        return bytes([_IPV6]) + ipaddress.IPv6Address(host[1:-1]).packed + tail
+        return head + bytes([_IPV6]) + ipaddress.IPv6Address(host[1:-1]).packed + tail
     if _ip(host, 4):
-        return bytes([_IPV4]) + ipaddress.IPv4Address(host).packed + tail
-    return bytes([len(host)]) + host.encode() + tail
+        return head + bytes([_IPV4]) + ipaddress.IPv4Address(host).packed + tail
+    return head + bytes([len(host)]) + host.encode() + tail
 
 
 class _Bytes:
@@ -182,14 +224,18 @@ class _Bytes:
         return int.from_bytes(self.take(count), "big")
 
     def address(self) -> str:
-        tag = self.number(1)
+        tag, marks = self.number(1), 0
+        if tag == _MARKED:
+            marks, tag = self.number(1), self.number(1)
         if tag == _IPV4:
             host = str(ipaddress.IPv4Address(self.number(4)))
         elif tag == _IPV6:
             host = f"[{ipaddress.IPv6Address(self.number(16))}]"
         else:
             host = self.take(tag).decode("ascii", "replace")
-        return read_address(f"{host}:{self.number(_PORT_BYTES)}")
+        if marks not in _SCHEMES:
+            raise BadInvitation(InvitationFault.CONTENT, "the address has marks that nobody knows")
+        return read_address(_marked(marks, f"{host}:{self.number(_PORT_BYTES)}"))
 
 
 def _decode(data: bytes) -> Invitation | None:

@@ -23,6 +23,7 @@ MAX_TERM: Final = 4_096  # bytes of a term's canonical form; some thousand of th
 MAX_SAID: Final = 1_024  # things kept that one mesh has said about terms; as many of all whom nobody here knows
 MAX_HELD: Final = 512  # readings that one mesh uses; their digests fit into one message between nodes
 Place = TypeVar("Place")
+Item = TypeVar("Item")
 
 TERM_ACTS: Final = frozenset({"propose", "adopt", "contest", "retire"})
 
@@ -234,6 +235,7 @@ class Lexicon:
         self._said: dict[Key, Said] = {}
         self._of: dict[MeshId, set[Key]] = {}
         self._about: dict[Digest, set[Key]] = {}
+        self._named: dict[str, set[Digest]] = {}
         self._uses: dict[MeshId, dict[str, Digest]] = {}  # worked out when asked for
 
     # In
@@ -258,7 +260,8 @@ class Lexicon:
         named = check_term(term)
         if named not in self.terms and self._is_spoken_of(named):
             self.terms[named] = self._changed.terms[named] = term
-            self._uses.clear()
+            self._named.setdefault(fold(term.name), set()).add(named)
+            self._look_again(named)
 
     def tell(self, mesh: MeshId, digests: Collection[Digest]) -> None:
         """A peer's node says what its mesh uses, all of it: at most MAX_HELD, by check_digest's rule."""
@@ -311,12 +314,11 @@ class Lexicon:
 
     def names(self) -> list[str]:
         """The folded names of all words whose terms are known."""
-        return sorted({fold(term.name) for term in self.terms.values()})
+        return sorted(self._named)
 
     def find(self, wanted: str) -> list[Digest]:
         """The readings of a name, in any case, or of a digest or its first hex digits; the longest known first."""
-        name = fold(_line(wanted))
-        found = [one for one, term in self.terms.items() if fold(term.name) == name]
+        found = list(self._named.get(fold(_line(wanted)), ()))
         if not found and wanted.startswith("b2:"):
             found = [one for one in self.terms if one.startswith(wanted)]
         return sorted(found, key=self._age)
@@ -372,9 +374,14 @@ class Lexicon:
     def _let_go(self, about: Digest) -> None:
         """Forget a term that nobody speaks of any more."""
         if about in self.terms and not self._is_spoken_of(about):
-            del self.terms[about]
+            _unlink(self._named, fold(self.terms.pop(about).name), about)
             self._changed.terms[about] = None
-            self._uses.clear()
+            self._look_again(about)
+
+    def _look_again(self, about: Digest) -> None:
+        """What those use who spoke of a term is to be worked out anew."""
+        for key in self._about.get(about, ()):
+            self._uses.pop(key.mesh, None)
 
     def _trim(self, mesh: MeshId) -> None:
         """Keep within bounds what a mesh has said; the oldest goes first, and what it uses last."""
@@ -388,7 +395,7 @@ class Lexicon:
                 self._drop(key)
 
 
-def _unlink(index: dict[Place, set[Key]], place: Place, key: Key) -> None:
-    index[place].discard(key)
+def _unlink(index: dict[Place, set[Item]], place: Place, item: Item) -> None:
+    index[place].discard(item)
     if not index[place]:
         del index[place]

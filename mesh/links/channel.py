@@ -36,9 +36,9 @@ from protocol.certificate import MAX_DOCUMENT, Certificate, read_certificate
 from protocol.errors import ProtocolError
 from protocol.keys import KEY_BYTES, SIGNATURE_BYTES, KeyKind, MeshId, NodeId, Signer, decode_public, verify
 
-HANDSHAKE_S: Final = 10.0  # for all of it; a stranger holds no connection for longer
 MAX_SECRET: Final = 64  # bytes of an invitation's secret
 HEADER: Final = crypto_secretstream_xchacha20poly1305_HEADERBYTES
+_SHARED: Final = b"ampmesh/link/1/shared\0"
 _INITIATOR: Final = b"ampmesh/link/1/initiator\0"
 _RESPONDER: Final = b"ampmesh/link/1/responder\0"
 
@@ -75,13 +75,23 @@ Admit = Callable[[Proved], str | None]  # why somebody is not let in, or None
 
 
 class Sealed:
-    """A wire on which every message is sealed. Made by `call` or `answer`."""
+    """A wire on which every message is sealed. Made by `call` or `answer`.
+
+    `shared` is a secret of its two ends, the same at both, which is never said: what they know of each other by.
+    """
 
     def __init__(self, wire: Wire, send_key: bytes, receive_key: bytes) -> None:
         self._wire, self._receive_key = wire, receive_key
+        keys = b"".join(sorted((send_key, receive_key)))
+        self.shared = hashlib.blake2b(_SHARED, key=keys, digest_size=KEY_BYTES).digest()
         self._push = crypto_secretstream_xchacha20poly1305_state()
         self._pull = crypto_secretstream_xchacha20poly1305_state()
         self.header = crypto_secretstream_xchacha20poly1305_init_push(self._push, send_key)
+
+    @property
+    def beat_s(self) -> float:
+        """As of the wire beneath."""
+        return self._wire.beat_s
 
     def begin(self, header: bytes) -> None:
         """Take the other end's header. Raises NotAdmitted."""
@@ -115,7 +125,7 @@ class Sealed:
 
 async def call(wire: Wire, who: Self, mesh: MeshId, secret: bytes = b"") -> tuple[Sealed, Proved]:
     """Begin as the one who dialled; only a node of `mesh` will do. Raises NotAdmitted, WireBroken."""
-    async with _in_time():
+    async with _in_time(wire):
         public, private = crypto_kx_keypair()
         await wire.send(public)
         answer = await wire.receive()
@@ -138,7 +148,7 @@ async def call(wire: Wire, who: Self, mesh: MeshId, secret: bytes = b"") -> tupl
 
 async def answer(wire: Wire, who: Self, admit: Admit) -> tuple[Sealed, Proved]:
     """Begin as the one who was dialled. Raises NotAdmitted, with `admit`'s reason; WireBroken."""
-    async with _in_time():
+    async with _in_time(wire):
         public, private = crypto_kx_keypair()
         theirs = await wire.receive()
         receive_key, send_key = _agreed(lambda: crypto_kx_server_session_keys(public, private, theirs))
@@ -155,13 +165,13 @@ async def answer(wire: Wire, who: Self, admit: Admit) -> tuple[Sealed, Proved]:
 
 
 @asynccontextmanager
-async def _in_time() -> AsyncGenerator[None]:
-    """A time limit for strangers."""
+async def _in_time(wire: Wire) -> AsyncGenerator[None]:
+    """A time limit for strangers: as long as a node may go without a sign of life."""
     try:
-        async with asyncio.timeout(HANDSHAKE_S):
+        async with asyncio.timeout(wire.beat_s):
             yield
     except TimeoutError:
-        raise NotAdmitted(f"whoever is there said nothing for {HANDSHAKE_S:.0f} s") from None
+        raise NotAdmitted(f"whoever is there said nothing for {wire.beat_s:.0f} s") from None
 
 
 def _agreed(make: Callable[[], tuple[bytes, bytes]]) -> tuple[bytes, bytes]:

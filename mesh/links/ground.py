@@ -6,10 +6,13 @@ from typing import Final, NamedTuple, Protocol
 
 from mesh.bus.base import Bus
 from mesh.clock import Clock
+from mesh.ledger import Checked
 from mesh.links.messages import Papers
 from mesh.store import Store
 from mesh.trust import Trust
 from protocol.acts import Act
+from protocol.address import Subject
+from protocol.frame import Frame
 from protocol.keys import MeshId, Signer
 
 LINKS_SCHEMA: Final = (
@@ -74,12 +77,32 @@ class Gates(Protocol):
         """Seconds to wait before so many more acts are taken from the peer; 0 counts them against its quota."""
         ...
 
+    def recovers(self, peer: MeshId) -> Sequence[str]:
+        """The basins whose past this node has lost, and is to have again from the peer."""
+        ...
+
+    def recovered(self, peer: MeshId) -> None:
+        """All that the peer has of these basins has come."""
+        ...
+
     def told(self, peer: MeshId, text: str) -> None:
         """The peer's node has said something to our person."""
         ...
 
     def matter(self, peer: MeshId, topic: str, data: bytes) -> None:
         """The peer's node has said something to a part of ours. Raises BadMessage for nonsense."""
+        ...
+
+
+class Hearing(Protocol):
+    """The node's ledger, as far as what peers send goes."""
+
+    def holds(self, subject: Subject, frame: Frame) -> bool:
+        """Whether a verified frame is of no use any more: its acts and its number are here, and in the stream."""
+        ...
+
+    def take(self, frames: Sequence[Checked]) -> None:
+        """Keep verified frames at once; they are put into the stream beside that. What it raises ends the node."""
         ...
 
 
@@ -99,6 +122,7 @@ class Ground:
     gates: Gates
     papers: Papers
     vocabulary: str
+    ledger: Hearing
 
 
 def refuse(store: Store, mesh: MeshId, reason: str) -> None:

@@ -1,26 +1,37 @@
-"""All links of a node: who may be let in is, who can be dialled is dialled, and there is one session a peer."""
+"""All links of a node: who may be let in is, who can be reached is reached, and there is one session a peer.
+
+A peer is reached by its own addresses in turn, and in hubs and rooms, where one waits for the other. What is quicker
+takes the place of what is slower as soon as it is there; what was not acknowledged is sent again over it.
+"""
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import structlog
 
 from mesh.errors import MeshError
 from mesh.links.channel import NotAdmitted, Proved, Sealed, Self, answer, call
 from mesh.links.ground import Ground
+from mesh.links.hub import Hub
 from mesh.links.messages import BadMessage
 from mesh.links.papers import prove
 from mesh.links.session import Session
-from mesh.links.socket import SocketWire, dial, listening
+from mesh.links.socket import Desk, SocketWire, listening
+from mesh.links.tls import Tls
+from mesh.links.ways import DIRECT, ROOM, Direct, Way
 from mesh.links.wire import Wire, WireBroken
 from mesh.words import plain
 from protocol.keys import MeshId
 
 MAX_STRANGERS: Final = 32  # connections at a time that have not proved who they are; more are hung up on
 AGAIN_S: Final = (0.5, 60.0)  # first and longest wait between two attempts to reach a peer, doubling between
+OPEN_S: Final = 4.0  # for a guest to reach one address or hub, before the next is tried
+HEAD_START_S: Final = 2.0  # of a peer's own addresses before hubs and rooms are tried, when it has any
+SAME_S: Final = 2.0  # two wires of one rank that came so soon after each other: both nodes dialled at once
 
 log = structlog.get_logger(__name__)
 
@@ -32,20 +43,46 @@ async def _nobody(wire: Sealed, proved: Proved) -> None:
     """Who shows a secret is not talked with."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A session at work. `calls`: we began it; `since_s` is of the loop's clock."""
+
+    task: "asyncio.Task[None]"
+    rank: int
+    calls: bool
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Shaken:
+    """A sealed wire to somebody who has proved who they are."""
+
+    sealed: Sealed
+    proved: Proved
+    rank: int
+    calls: bool
+
+
 class Links:
     """Runs sessions with peers. `admit` says why somebody is not let in, or None.
 
-    Whoever shows the secret of an invitation is no peer yet: `greet` talks with them, on its own time limit.
+    Whoever shows the secret of an invitation is no peer yet: `greet` talks with them, on its own time limit. `hub`,
+    where there is one, joins others on the side.
     """
 
     def __init__(self, who: Self, ground: Ground, admit: Admit, greet: Greet = _nobody) -> None:
         self.sessions: dict[MeshId, Session] = {}
         self.port: int | None = None  # where we listen
         self.ready = asyncio.Event()
+        self.hub: Hub | None = None
+        self.tls: Tls | None = None
+        self.way: Callable[[str], Way] = Direct  # what a URL leads by; a simulation puts ways of its own here
         self._who, self._ground, self._admit, self._greet = who, ground, admit, greet
-        self._dialled: dict[MeshId, Sequence[str]] = {}
-        self._dialling: dict[MeshId, asyncio.Task[None]] = {}
-        self._running: dict[MeshId, asyncio.Task[None]] = {}
+        self._ways: dict[MeshId, Sequence[Way]] = {}
+        self._hosted: Sequence[Way] = ()
+        self._keeping: dict[tuple[MeshId | None, Way | None], asyncio.Task[None]] = {}
+        self._running: dict[MeshId, _Running] = {}
+        self._turn = asyncio.Event()
         self._strangers = 0
         self._group: asyncio.TaskGroup | None = None
 
@@ -54,39 +91,73 @@ class Links:
         for session in self.sessions.values():
             session.wake()
 
-    def dial(self, peers: Mapping[MeshId, Sequence[str]]) -> None:
-        """Keep in touch with exactly these, at one of their addresses each, and with whoever dials us."""
-        self._dialled = dict(peers)
-        for peer in [one for one in self._dialling if one not in peers]:
-            self._dialling.pop(peer).cancel()
+    def dial(self, peers: Mapping[MeshId, Sequence[Way | str]]) -> None:
+        """Keep in touch with exactly these, by one of their ways each (a URL is a peer's own), and who dials us."""
+        self._ways = {
+            peer: [self.way(way) if isinstance(way, str) else way for way in ways] for peer, ways in peers.items()
+        }
+        self._attend()
+
+    def host(self, ways: Sequence[Way]) -> None:
+        """Wait in exactly these slots for whoever comes, as we do where we listen."""
+        self._hosted = tuple(ways)
+        self._attend()
+
+    def _attend(self) -> None:
+        """Have a task for a peer's own addresses, and one for each hub and room."""
         if self._group is None:
             return
-        for peer in self._dialled:
-            if peer not in self._dialling:
-                self._dialling[peer] = self._group.create_task(self._keep(peer), name=f"dial {peer[:8]}")
+        wanted: dict[tuple[MeshId | None, Way | None], Callable[[], Coroutine[Any, Any, None]]] = {
+            (None, way): lambda way=way: self._wait_for_guests(way) for way in self._hosted
+        }
+        for peer, ways in self._ways.items():
+            if any(way.rank == DIRECT for way in ways):
+                wanted[peer, None] = lambda peer=peer: self._keep(peer, None)
+            wanted |= {
+                (peer, way): lambda peer=peer, way=way: self._keep(peer, way) for way in ways if way.rank != DIRECT
+            }
+        for key in [key for key in self._keeping if key not in wanted]:
+            self._keeping.pop(key).cancel()
+        for key, work in wanted.items():
+            if key not in self._keeping:
+                self._keeping[key] = self._group.create_task(work(), name=f"reach {(key[0] or 'guests')[:8]}")
+
+    def restart(self, peer: MeshId) -> None:
+        """Have the next `dial` try to reach a peer at once, and not after the wait that it has earned by now."""
+        for key in [key for key in self._keeping if key[0] == peer]:
+            self._keeping.pop(key).cancel()
 
     def drop(self, peer: MeshId) -> None:
         """End the session with a peer at once; it may come back if it is admitted."""
-        if task := self._running.get(peer):
-            task.cancel()
+        if running := self._running.get(peer):
+            running.task.cancel()
 
     async def run(self, listen: tuple[str, int] | None) -> None:
         """Work until cancelled. Raises MeshError when the address where we are to listen cannot be had."""
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
             self._group = group
             if listen is not None:
+                desk = Desk(self._taken, self.hub, self.tls.context if self.tls else None)
                 try:
-                    self.port = await stack.enter_async_context(listening(*listen, self._taken))
+                    self.port = await stack.enter_async_context(listening(*listen, desk))
                 except OSError as error:
                     raise MeshError(
                         f"links cannot listen on {listen[0]}:{listen[1]}: {error.strerror}; choose another port"
                     ) from error
-            self.dial(self._dialled)
+                if self.tls is not None:
+                    group.create_task(self.tls.watch(), name="certificate")
+            self._attend()
             self.ready.set()
             await asyncio.get_running_loop().create_future()
 
+    # Others come to us
+
     async def _taken(self, wire: SocketWire) -> None:
         """Somebody dialled us."""
+        await self._receive(wire, DIRECT)
+
+    async def _receive(self, wire: Wire, rank: int) -> None:
+        """Somebody begins on a wire."""
         if self._strangers >= MAX_STRANGERS:
             await wire.close()
             return
@@ -103,68 +174,163 @@ class Links:
             return
         finally:
             self._strangers -= 1
-        await self._talk(sealed, proved)
+        await self._talk(_Shaken(sealed, proved, rank, calls=False))
 
-    async def _keep(self, peer: MeshId) -> None:
-        """Dial a peer whenever there is no session with it."""
+    async def _wait_for_guests(self, way: Way) -> None:
+        """Wait in a slot for ever, for one after another."""
         wait_s = AGAIN_S[0]
         while True:
-            if peer in self._running:
-                await asyncio.wait([self._running[peer]])
-                wait_s = AGAIN_S[0]
-            elif await self._reach(peer):
+            try:
+                wire = await way.open()
+            except WireBroken as error:
+                log.debug("nobody can be waited for", reason=plain(str(error)))
+                wait_s = min(2 * wait_s, AGAIN_S[1])
+            else:
+                wait_s = AGAIN_S[0]  # whoever comes again and again must wait a little as well
+                if self._group is not None:
+                    self._group.create_task(self._receive(wire, way.rank), name="guest")
+            await asyncio.sleep(wait_s * random.uniform(0.75, 1.0))
+
+    # We go to others
+
+    async def _keep(self, peer: MeshId, way: Way | None) -> None:
+        """Reach a peer whenever there is no session with it that is as good; None: by its own addresses."""
+        rank, wait_s = (DIRECT if way is None else way.rank), AGAIN_S[0]
+        if way is not None and any(other.rank == DIRECT for other in self._ways[peer]):
+            await asyncio.sleep(HEAD_START_S)
+        while True:
+            await self._until(lambda: not self._is_up(peer, rank))
+            ways = [way] if way else [one for one in self._ways.get(peer, ()) if one.rank == DIRECT]
+            if await self._reach(peer, ways):
                 wait_s = AGAIN_S[0]
             else:
                 await asyncio.sleep(wait_s * random.uniform(0.75, 1.0))
                 wait_s = min(2 * wait_s, AGAIN_S[1])
 
-    async def _reach(self, peer: MeshId) -> bool:
-        """Try the addresses of a peer in turn; returns whether there was a session, which is over then."""
-        for address in self._dialled.get(peer, ()):
+    async def _reach(self, peer: MeshId, ways: Sequence[Way]) -> bool:
+        """Try some ways in turn; returns whether there was a session, or there is one by now."""
+        for way in ways:
             try:
-                sealed, proved = await self._called(address, peer)
+                wire = await self._opened(peer, way)
+                if wire is None:
+                    return True
+                shaken = await self._shake(wire, way, peer)
             except (NotAdmitted, WireBroken) as error:
                 log.debug("a peer is not reached", peer=peer[:8], reason=plain(str(error)))
                 continue
-            await self._talk(sealed, proved)
+            await self._talk(shaken)
             return True
         return False
 
-    async def _called(self, address: str, peer: MeshId) -> tuple[Sealed, Proved]:
-        """Dial a peer. Raises NotAdmitted, WireBroken."""
-        wire = await dial(address)
+    async def _opened(self, peer: MeshId, way: Way) -> Wire | None:
+        """Open a way; None when the peer was reached by one as good meanwhile. Raises WireBroken."""
+        wires, broken = list[Wire](), list[WireBroken]()
+
+        async def opening() -> None:
+            try:
+                wires.append(await way.open())
+            except WireBroken as error:
+                broken.append(error)
+
         try:
-            sealed, proved = await call(wire, self._who, peer)
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(opening()),
+                    group.create_task(self._until(lambda: self._is_up(peer, way.rank))),
+                ]
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
+                    task.cancel()
+        except BaseException:
+            for wire in wires:  # it came in the very moment in which nobody wants it any more
+                await wire.close()
+            raise
+        if broken:
+            raise broken[0]
+        return wires[0] if wires else None
+
+    async def _shake(self, wire: Wire, way: Way, peer: MeshId) -> _Shaken:
+        """Prove to each other who is there. Raises NotAdmitted, WireBroken."""
+
+        def admit(proved: Proved) -> str | None:
+            if proved.mesh != peer:
+                return "somebody else came to where a peer is waited for"
+            return self._admit(proved)
+
+        try:
+            if not way.calls:
+                return _Shaken(*await answer(wire, self._who, admit), way.rank, calls=False)
+            shaken = _Shaken(*await call(wire, self._who, peer), way.rank, calls=True)
         except BaseException:
             await wire.close()
             raise
-        if reason := self._admit(proved):
+        if reason := admit(shaken.proved):
             await wire.close()
             raise NotAdmitted(reason)
-        return sealed, proved
+        return shaken
 
-    async def _talk(self, wire: Wire | Sealed, proved: Proved) -> None:
-        """One session, to its end. A newer one takes the place of an older one, whose wire may be dead already."""
-        peer = proved.mesh
-        if before := self._running.get(peer):
-            before.cancel()
-            await asyncio.wait([before])
-        task = asyncio.current_task()
-        if task is None or self._group is None:
+    # Sessions
+
+    def _is_up(self, peer: MeshId, rank: int) -> bool:
+        """Whether there is a session by a way of that rank, or a better one."""
+        running = self._running.get(peer)
+        return running is not None and running.rank <= rank
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds; asked anew whenever a session begins or ends."""
+        while not holds():
+            await self._turn.wait()
+
+    def _turned(self) -> None:
+        self._turn.set()
+        self._turn = asyncio.Event()
+
+    def _gives_way(self, before: _Running, new: _Shaken) -> bool:
+        """Whether a session makes room for a new wire.
+
+        The better way wins, and of two alike the newer: the older may be dead already. When both nodes dialled at once,
+        both keep what the lower mesh began.
+        """
+        if before.rank != new.rank:
+            return new.rank < before.rank
+        is_young = asyncio.get_running_loop().time() - before.since_s < SAME_S
+        if not is_young or before.calls == new.calls:
+            return True
+        return new.calls == (self._ground.mesh < new.proved.mesh)
+
+    async def _talk(self, new: _Shaken) -> None:
+        """One session, to its end; or none, when there is a better one."""
+        peer = new.proved.mesh
+        while before := self._running.get(peer):
+            if not self._gives_way(before, new):
+                await new.sealed.close()
+                return
+            before.task.cancel()
+            await asyncio.wait([before.task])
+            if self._running.get(peer) is before:
+                self._ended(peer)
+        if self._group is None:
             return
-        prove(self._ground, proved.certificate)
-        session = Session(peer, wire, self._ground)
-        running = self._group.create_task(self._run(session), name=f"link {peer[:8]}")
+        prove(self._ground, new.proved.certificate)
+        session = Session(peer, new.sealed, self._ground)
+        session.node = new.proved.node
+        task = self._group.create_task(self._run(session), name=f"link {peer[:8]}")
+        running = _Running(task, new.rank, new.calls, asyncio.get_running_loop().time())
         self._running[peer], self.sessions[peer] = running, session
-        log.info("a link is up", peer=peer[:8])
+        self._turned()
+        log.info("a link is up", peer=peer[:8], by=("its address", "a hub", "a room")[new.rank])
         try:
-            await asyncio.wait([running])
+            await asyncio.wait([task])
         finally:
-            running.cancel()
+            task.cancel()
             if self._running.get(peer) is running:
-                del self._running[peer], self.sessions[peer]
-            await wire.close()
+                self._ended(peer)
+            await new.sealed.close()
         log.info("a link is down", peer=peer[:8])
+
+    def _ended(self, peer: MeshId) -> None:
+        del self._running[peer], self.sessions[peer]
+        self._turned()
 
     async def _run(self, session: Session) -> None:
         try:
@@ -176,14 +342,15 @@ class Links:
 
 
 @asynccontextmanager
-async def knocking(addresses: Sequence[str], who: Self, mesh: MeshId, secret: bytes) -> AsyncGenerator[Sealed]:
+async def knocking(ways: Sequence[Way], who: Self, mesh: MeshId, secret: bytes) -> AsyncGenerator[Sealed]:
     """A wire to a node of `mesh` that was shown an invitation's secret. Raises WireBroken, NotAdmitted."""
     reason: MeshError = WireBroken("the invitation says no address to dial")
-    for address in addresses:
+    for way in ways:
         try:
-            wire = await dial(address)
-        except WireBroken as error:
-            reason = error
+            async with asyncio.timeout(OPEN_S if way.rank != ROOM else None):
+                wire = await way.open()
+        except (WireBroken, TimeoutError) as error:
+            reason = error if isinstance(error, WireBroken) else WireBroken("nobody is there")
             continue
         try:
             sealed, _ = await call(wire, who, mesh, secret)

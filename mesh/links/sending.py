@@ -14,7 +14,7 @@ from mesh.links.messages import MAX_FRAMES, Frames, Gone, Kept, Missing, Note, P
 from mesh.links.papers import paper, revocations
 from mesh.links.wire import MAX_MESSAGE
 from protocol.errors import ProtocolError
-from protocol.frame import Frame, decode_frame, encode_frame, sequence_of
+from protocol.frame import Frame, decode_frame, encode_frame, reread_frame, sequence_of
 from protocol.keys import MeshId
 from protocol.vocabulary import BODIES
 
@@ -24,6 +24,7 @@ MAX_ASKED: Final = 64  # requests for missing frames that wait; a node asks agai
 PAGE: Final = 128  # frames that are looked through at once for missing ones: about a millisecond
 
 Say = Callable[[Said], Awaitable[None]]
+Read = Callable[[bytes], Frame]
 
 
 class _OnTheWay(NamedTuple):
@@ -124,25 +125,26 @@ class Sending:
     def _next(self, sent: Sent, after: int) -> tuple[list[_Found], int, bool]:
         """Frames behind a place that the peer may have; the place behind them; whether there may be more."""
         rows = self._ground.store.rows(
-            "SELECT n, mesh, node, frame FROM frames JOIN origins USING (origin)"
+            "SELECT n, mesh, node, frame, n IN emptied FROM frames JOIN origins USING (origin)"
             " WHERE basin = ? AND n > ? ORDER BY n LIMIT ?",
             (sent.basin, after, MAX_FRAMES),
         )
         found, size, last = list[_Found](), 0, after
-        for n, mesh, node, data in rows:
+        for n, mesh, node, data, is_emptied in rows:
             if found and size + len(data) > MAX_BYTES:
                 return found, last, True
             last = n
-            may_have = self._may_have(sent, MeshId(mesh), data) if mesh != self._peer else None
+            read = decode_frame if is_emptied else reread_frame  # it was verified when it was kept
+            may_have = self._may_have(sent, MeshId(mesh), data, read) if mesh != self._peer else None
             if may_have is not None:
                 found.append(_Found(may_have, mesh, node))
                 size += len(may_have)
         return found, last, len(rows) == MAX_FRAMES
 
-    def _may_have(self, sent: Sent, mesh: MeshId, data: bytes) -> bytes | None:
+    def _may_have(self, sent: Sent, mesh: MeshId, data: bytes, read: Read = decode_frame) -> bytes | None:
         """A frame for the peer if it verifies still, and holds only what the peer may see; else None."""
         try:
-            frame = decode_frame(data)
+            frame = read(data)
         except ProtocolError:
             return None  # somebody else's, with words that were taken back: it proves nothing any more
         gates = self._ground.gates
@@ -174,6 +176,8 @@ class Sending:
     async def _send_again(self, asked: Missing) -> None:
         """Answer a request for missing frames with those that the peer may have, and then that there are no more."""
         sent = next((one for one in self._ground.gates.sent(self._peer) if one.basin == asked.basin), None)
+        if asked.mesh == self._peer:
+            sent = Sent(asked.basin)  # its own words: a node of its mesh may always have them back
         if sent is not None:
             after = 0
             while (page := self._page(asked, after)) is not None:
@@ -198,8 +202,10 @@ class Sending:
     def _again(self, sent: Sent, asked: Missing, data: bytes) -> _Found | None:
         """A frame, if it is one of those that were asked for and the peer may have it."""
         sequence = sequence_of(data)
-        if sequence is None or not asked.first <= sequence <= asked.last or asked.mesh == self._peer:
+        if sequence is None or not asked.first <= sequence <= asked.last:
             return None
+        if asked.mesh == self._peer:
+            return _Found(data, asked.mesh, asked.node) if _verifies(data) else None
         may_have = self._may_have(sent, MeshId(asked.mesh), data)
         return None if may_have is None else _Found(may_have, asked.mesh, asked.node)
 
@@ -217,6 +223,15 @@ class Sending:
         row = (self._peer, basin, n, since_ms)
         with self._ground.store.transaction():
             self._ground.store.execute("INSERT OR REPLACE INTO link_cursors VALUES (?, ?, ?, ?)", row)
+
+
+def _verifies(data: bytes) -> bool:
+    """Whether a frame still proves who said it: what was taken back is not given back."""
+    try:
+        decode_frame(data)
+    except ProtocolError:
+        return False
+    return True
 
 
 def _parted(frames: Sequence[_Found]) -> Iterator[list[_Found]]:

@@ -30,11 +30,10 @@ from mesh.links.receiving import Receiving
 from mesh.links.sending import Sending
 from mesh.links.wire import Wire, WireBroken
 from mesh.words import plain
-from protocol.keys import MeshId
+from protocol.keys import MeshId, NodeId
 from protocol.quota import MINUTE_MS
 
-BEAT_S: Final = 10.0  # between two signs of life
-SILENT_S: Final = 35.0  # without any word the wire is broken
+SILENT_BEATS: Final = 3.5  # without any word for so many signs of life the wire is broken
 MAX_MATTERS: Final = 256  # waiting to be said for our parts; what must arrive is said again over the next link
 ASIDES_A_MINUTE: Final = 600  # matters, notes and papers that a peer may send: each costs us work and brings no act
 MISSING_COSTS: Final = 20  # of these: to look for missing frames a whole basin is read
@@ -45,6 +44,7 @@ class Session:
 
     def __init__(self, peer: MeshId, wire: Wire, ground: Ground) -> None:
         self.peer = peer
+        self.node: NodeId | None = None  # which of the peer's is at the other end, once it is known
         self.vocabulary: str | None = None  # the digest that the peer told
         self.begun = False  # whether our parts have said what they say first; whoever lets them keeps it
         self._wire, self._ground = wire, ground
@@ -91,8 +91,8 @@ class Session:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(BEAT_S)
-            if asyncio.get_running_loop().time() - self._heard_s > SILENT_S:
+            await asyncio.sleep(self._wire.beat_s)
+            if asyncio.get_running_loop().time() - self._heard_s > SILENT_BEATS * self._wire.beat_s:
                 raise WireBroken("the peer has said nothing for too long")
             await self._say(Beat())
             self._receiving.look()  # what is missing still, and was asked for too early, is asked for again
@@ -101,6 +101,8 @@ class Session:
     async def _send(self) -> None:
         while True:
             self._wake.clear()
+            if self.node is not None and self._ground.trust.revoked(self.peer, self.node):
+                raise WireBroken("its mesh has revoked the node at the other end")
             while self._matters:
                 await self._say(self._matters.popleft())
             await self._receiving.ask()
@@ -125,6 +127,7 @@ class Session:
                 self._sending.kept(message)
             case Gone():
                 self._receiving.gone(message)
+                self._wake.set()
             case Missing() | Papers() | Note() | Matter():
                 self._aside(message)
             case _:

@@ -1,26 +1,42 @@
-"""Wires over WebSockets: one node listens, the other dials. TLS is a proxy's, where there is some; the seal is ours."""
+"""Wires over WebSockets: one node listens, the other dials; or both dial a hub, which joins them.
+
+The seal of a link is ours and does not need TLS; where there is a certificate it is used.
+"""
 
 import asyncio
+import re
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from mesh.links.wire import MAX_MESSAGE, WireBroken
+from mesh.links.channel import Self
+from mesh.links.hub import MET, PIECE, PROVE, Hub
+from mesh.links.pieces import Joining, cut
+from mesh.links.proof import proof
+from mesh.links.wire import BEAT_S, MAX_SEALED, WireBroken
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession, ClientWebSocketResponse, web
 
 PATH: Final = "/link"
+MEET: Final = "/meet/{slot}/{end}"
 CONNECT_S: Final = 10.0
-MAX_SEALED: Final = MAX_MESSAGE + 1024  # bytes: the seal adds 17, a handshake its header
+PING_S: Final = 30.0  # between pings to a hub where one waits; routers forget a silent connection in minutes
 MAX_CONNECTIONS: Final = 1_024  # at a time; more are turned away
 SHUTDOWN_S: Final = 1.0
+CLOSE_S: Final = 1.0  # for the other side to take leave
+_SLOT: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_ENDS: Final = {"call": True, "answer": False}
 
 Taken = Callable[["SocketWire"], Awaitable[None]]
 
 
 class SocketWire:
     """One end of a WebSocket."""
+
+    beat_s: float = BEAT_S
 
     def __init__(
         self, socket: "ClientWebSocketResponse | web.WebSocketResponse", session: "ClientSession | None"
@@ -36,15 +52,19 @@ class SocketWire:
 
     async def receive(self) -> bytes:
         """The next message. Raises WireBroken."""
+        return await _received(self._socket, None)
+
+    async def word(self) -> str:
+        """What a hub says itself. Raises WireBroken."""
         from aiohttp import WSMsgType
 
         try:
             message: Any = await self._socket.receive()
         except (ConnectionError, RuntimeError) as error:
             raise WireBroken("the connection is gone") from error
-        if message.type is not WSMsgType.BINARY:
-            raise WireBroken("the other end has hung up")
-        return message.data
+        if message.type is not WSMsgType.TEXT:
+            raise WireBroken("the hub has hung up, or is none")
+        return str(message.data)
 
     async def close(self) -> None:
         """Hang up. Idempotent."""
@@ -53,14 +73,116 @@ class SocketWire:
             await self._session.close()
 
 
-async def dial(url: str) -> SocketWire:
-    """Connect to `ws://…` or `wss://…`. Raises WireBroken."""
+class MetWire:
+    """A wire through a hub, which takes short pieces only."""
+
+    beat_s: float = BEAT_S
+
+    def __init__(self, socket: SocketWire) -> None:
+        self._socket, self._joining = socket, Joining()
+
+    async def send(self, data: bytes) -> None:
+        """Send one message; waits while the other end is slow. Raises WireBroken."""
+        for piece in cut(data, PIECE):
+            await self._socket.send(piece)
+
+    async def receive(self) -> bytes:
+        """The next message. Raises WireBroken."""
+        while (whole := self._joining.add(await self._socket.receive())) is None:
+            pass
+        return whole
+
+    async def close(self) -> None:
+        """Hang up. Idempotent."""
+        await self._socket.close()
+
+
+class _HubEnd:
+    """A connection to our hub."""
+
+    def __init__(self, socket: "web.WebSocketResponse", transport: asyncio.Transport | None) -> None:
+        self._socket, self._transport = socket, transport
+
+    async def send(self, data: bytes) -> None:
+        await self._said(self._socket.send_bytes(data))
+
+    async def say(self, text: str) -> None:
+        await self._said(self._socket.send_str(text))
+
+    async def _said(self, sending: Awaitable[None]) -> None:
+        try:
+            await sending
+        except (ConnectionError, RuntimeError) as error:
+            raise WireBroken("the connection is gone") from error
+
+    async def receive(self, idle_s: float) -> bytes:
+        return await _received(self._socket, idle_s)
+
+    async def close(self) -> None:
+        """Whoever does not take what waits for it does not take the farewell either."""
+        with suppress(TimeoutError, ConnectionError, RuntimeError):
+            async with asyncio.timeout(CLOSE_S):
+                await self._socket.close()
+        if self._transport is not None:
+            self._transport.abort()
+
+
+async def _received(socket: "ClientWebSocketResponse | web.WebSocketResponse", idle_s: float | None) -> bytes:
+    from aiohttp import WSMsgType
+
+    try:
+        message: Any = await socket.receive(idle_s)
+    except TimeoutError:
+        raise WireBroken("the other end has shown no sign of life") from None
+    except (ConnectionError, RuntimeError) as error:
+        raise WireBroken("the connection is gone") from error
+    if message.type is not WSMsgType.BINARY:
+        raise WireBroken("the other end has hung up")
+    return message.data
+
+
+async def dial(url: str, trusted: ssl.SSLContext | None = None) -> SocketWire:
+    """Connect to `ws://…` or `wss://…`; there a certificate must hold for the name, by the system's own authorities.
+
+    `trusted` takes the place of these. Raises WireBroken.
+    """
+    return await _dial(url.rstrip("/") + PATH, MAX_SEALED, None, trusted)
+
+
+async def meet(url: str, slot: str, who: Self, *, calls: bool, trusted: ssl.SSLContext | None = None) -> MetWire:
+    """Dial a hub, and wait in a slot until the other end has come. Raises WireBroken.
+
+    `who` is shown to a hub that asks; `calls`: we are the end that begins. Whether it is the other one who came, or
+    anybody, is not known yet.
+    """
+    path = MEET.format(slot=slot, end="call" if calls else "answer")
+    wire = await _dial(url.rstrip("/") + path, PIECE + 1, PING_S, trusted)
+    try:
+        while (word := await wire.word()) != MET:
+            challenge = _challenge(word)
+            await wire.send(proof(who, challenge, slot))
+    except BaseException:
+        await wire.close()
+        raise
+    return MetWire(wire)
+
+
+def _challenge(word: str) -> bytes:
+    try:
+        return bytes.fromhex(word.removeprefix(PROVE))
+    except ValueError:
+        raise WireBroken("the hub says what no hub says") from None
+
+
+async def _dial(url: str, max_bytes: int, ping_s: float | None, trusted: ssl.SSLContext | None) -> SocketWire:
     import aiohttp
 
     session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
     try:
         async with asyncio.timeout(CONNECT_S):
-            socket = await session.ws_connect(url.rstrip("/") + PATH, max_msg_size=MAX_SEALED, compress=0)
+            socket = await session.ws_connect(
+                url, max_msg_size=max_bytes, compress=0, heartbeat=ping_s, ssl=trusted or True
+            )
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
         await session.close()
         raise WireBroken(f"nobody can be reached there: {type(error).__name__}") from error
@@ -70,12 +192,39 @@ async def dial(url: str) -> SocketWire:
     return SocketWire(socket, session)
 
 
-@asynccontextmanager
-async def listening(host: str, port: int, taken: Taken) -> AsyncGenerator[int]:
-    """Take connections while the block runs; gives the port. `taken` has a connection until it returns.
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What a listener does: have links `taken`, be a hub for others, show a certificate; None: it does not."""
 
-    Raises OSError when the address cannot be had.
-    """
+    taken: Taken | None = None
+    hub: Hub | None = None
+    tls: ssl.SSLContext | None = None
+
+
+@asynccontextmanager
+async def listening(host: str, port: int, desk: Desk) -> AsyncGenerator[int]:
+    """Take connections while the block runs; gives the port. Raises OSError when the address cannot be had."""
+    from aiohttp import web
+
+    app = web.Application(client_max_size=1024)
+    if desk.taken is not None:
+        app.router.add_get(PATH, _linking(desk.taken))
+    if desk.hub is not None:
+        app.router.add_get(MEET, _meeting(desk.hub))
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, ssl_context=desk.tls)
+        await site.start()
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+Handler = Callable[["web.Request"], Awaitable["web.StreamResponse"]]
+
+
+def _linking(taken: Taken) -> Handler:
     from aiohttp import web
 
     places = asyncio.Semaphore(MAX_CONNECTIONS)
@@ -89,13 +238,22 @@ async def listening(host: str, port: int, taken: Taken) -> AsyncGenerator[int]:
             await taken(SocketWire(socket, None))
         return socket
 
-    app = web.Application(client_max_size=1024)
-    app.router.add_get(PATH, take)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
-        yield int(runner.addresses[0][1])
-    finally:
-        await runner.cleanup()
+    return take
+
+
+def _meeting(hub: Hub) -> Handler:
+    from aiohttp import web
+
+    async def take(request: web.Request) -> web.StreamResponse:
+        slot, calls = request.match_info["slot"], _ENDS.get(request.match_info["end"])
+        if not _SLOT.fullmatch(slot) or calls is None:
+            return web.Response(status=404)
+        address = request.remote or ""
+        if not hub.has_room(address):
+            return web.Response(status=503)
+        socket = web.WebSocketResponse(max_msg_size=PIECE + 1, compress=False, timeout=CLOSE_S)
+        await socket.prepare(request)
+        await hub.serve(_HubEnd(socket, request.transport), address, slot, calls)
+        return socket
+
+    return take

@@ -1,25 +1,39 @@
 """A wire carries messages of bytes between two nodes, in order, and may break at any time. Who is at its end is proved.
 
-A client connection to a peer's server is one, its other end at that server another, a Matrix room a third.
+A WebSocket to the peer's node is one, two WebSockets that a hub joins another, a Matrix room a third.
 """
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from mesh.errors import MeshError
 
 T = TypeVar("T")
 
-MAX_MESSAGE = 900_000  # bytes: what a nats-server takes by default, with room for its own words
+MAX_MESSAGE: Final = 900_000  # bytes: with their seal, what a WebSocket here takes in one message
+MAX_SEALED: Final = MAX_MESSAGE + 1024  # bytes: the seal adds 17, a handshake its header
+BEAT_S: Final = 10.0  # between two signs of life, where a message costs nothing
 
 
 class WireBroken(MeshError):
     """The wire is gone; whatever was not acknowledged is sent again over the next one."""
 
 
+class TooLong(WireBroken):
+    """The other end has said more at once than any node does, and was hung up on."""
+
+
 class Wire(Protocol):
-    """One end. Only one task sends, and one receives."""
+    """One end. Only one task sends, and one receives.
+
+    `beat_s`: seconds between two signs of life, and the time that a handshake may take.
+    """
+
+    @property
+    def beat_s(self) -> float:
+        """See above."""
+        ...
 
     async def send(self, data: bytes) -> None:
         """Send one message of at most MAX_MESSAGE bytes; waits while the other end is slow. Raises WireBroken."""
@@ -36,6 +50,8 @@ class Wire(Protocol):
 
 class MemoryWire:
     """A wire within one process, for tests and simulations."""
+
+    beat_s: float = BEAT_S
 
     def __init__(self, incoming: asyncio.Queue[bytes], outgoing: asyncio.Queue[bytes], broken: asyncio.Event) -> None:
         self._incoming, self._outgoing, self._broken = incoming, outgoing, broken

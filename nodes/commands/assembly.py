@@ -24,7 +24,7 @@ from mesh.clock import now_ms
 from mesh.errors import StoreFailed
 from mesh.links.channel import Self
 from mesh.links.ground import LINKS_SCHEMA
-from mesh.links.messages import Papers
+from mesh.links.messages import MAX_PAPERS, Papers
 from mesh.links.papers import learn_papers
 from mesh.server import Server, ServerKeys
 from mesh.store import MESH_SCHEMA, Store
@@ -34,6 +34,10 @@ from nodes.companion import Companions
 from nodes.config import MeshConfig
 from nodes.config import Vendor as VendorConfig
 from nodes.control import Control, Operations
+from nodes.disputes.disputes import Disputes
+from nodes.disputes.operations import operations as dispute_operations
+from nodes.disputes.rooms import party
+from nodes.disputes.tables import DISPUTES_SCHEMA
 from nodes.em import Em
 from nodes.errors import ConfigError, ModelRefused, NodeError, NotRunning
 from nodes.home import Home, Running, at_home
@@ -47,7 +51,13 @@ from nodes.models.names import ModelName, is_provided
 from nodes.node import Ground, Identity, Node
 from nodes.peers.operations import operations as peer_operations
 from nodes.peers.peers import Peers
+from nodes.peers.recovery import RECOVERY_SCHEMA, Recovery
 from nodes.peers.tables import PEERS_SCHEMA
+from nodes.peers.ways import WAYS_SCHEMA
+from nodes.presence.introductions import Introductions
+from nodes.presence.operations import operations as presence_operations
+from nodes.presence.presence import Presence
+from nodes.presence.tables import PRESENCE_SCHEMA
 from nodes.prompt import Style
 from nodes.speaker import Models
 from nodes.turns import TURNS_SCHEMA
@@ -64,7 +74,11 @@ SCHEMAS: Final = {
     "rooms": BRIDGE_SCHEMA,
     "links": LINKS_SCHEMA,
     "peers": PEERS_SCHEMA,
+    "ways": WAYS_SCHEMA,
     "words": WORDS_SCHEMA,
+    "disputes": DISPUTES_SCHEMA,
+    "recovery": RECOVERY_SCHEMA,
+    "presence": PRESENCE_SCHEMA,
 }
 
 log = structlog.get_logger(__name__)
@@ -97,7 +111,13 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
         peers = _peers(home, node)
         words = word_operations(Words(node, peers), peers)
         more: Operations = {**peer_operations(peers), **words, **(_matrix(node, login, media) if login else {})}
-        node.companion = Companions(*([node.companion] if login else []), peers)
+        disputes = Disputes(node, peers)
+        presence = Presence(node, peers)
+        found = presence_operations(peers, presence, Introductions(node, peers, presence))
+        more = {**more, **dispute_operations(disputes), **found}
+        if login and isinstance(node.companion, Bridge):
+            node.companion.hearing.party = party(disputes, login.owner)
+        node.companion = Companions(*([node.companion] if login else []), peers, disputes)
         credentials = _credentials(home, config) if server is None else None
         running = Running(os.getpid(), url, now_ms(), server is None, None if credentials is None else str(credentials))
         stack.callback(home.announce, None)
@@ -212,7 +232,10 @@ async def connect(home: Home) -> AsyncGenerator[Client]:
 def _peers(home: Home, node: Node) -> Peers:
     """What joins the node to other people's."""
     certificates, revocations = home.documents()
-    return Peers(node, Self(node.identity.signer, certificates[0]), Papers(certificates, revocations))
+    shown = Papers(certificates[:MAX_PAPERS], revocations)
+    peers = Peers(node, Self(node.identity.signer, certificates[0]), shown)
+    Recovery(node, peers).begin(home.recovered)
+    return peers
 
 
 def _matrix(node: Node, login: Login, media: Media) -> Operations:

@@ -24,7 +24,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     rotate.add_argument("--revoke", action="store_true", help="and let the old key's words count no longer")
     rotate.add_argument("--mesh-key", type=Path, metavar="FILE", help="the mesh key, where it is kept elsewhere")
     rotate.set_defaults(run=_rotate)
-    for action in (show, rotate):
+    out = actions.add_parser(
+        "revoke",
+        help="take another node out of service",
+        description="Take a node of this mesh out of service, for good: what it signed is believed no more. Peers hear"
+        " of it when they next connect.",
+    )
+    out.add_argument("node", metavar="NODE", help="its id, which begins with U; mesh keys show lists those that were")
+    out.add_argument("--mesh-key", type=Path, metavar="FILE", help="the mesh key, where it is kept elsewhere")
+    out.set_defaults(run=_revoke)
+    backup = actions.add_parser(
+        "backup",
+        help="all that it takes to recover this mesh when its node is lost",
+        description="Write the mesh key, and who your peers are, into one file, for `mesh init --recover`. Whoever has"
+        " it can speak as you. Make a new one after `mesh keys rotate`, and when your peers have changed.",
+    )
+    backup.add_argument("file", type=Path, metavar="FILE", help="the file to write; never overwrites one")
+    backup.add_argument("--mesh-key", type=Path, metavar="FILE", help="the mesh key, where it is kept elsewhere")
+    backup.set_defaults(run=_backup)
+    for action in (show, rotate, out, backup):
         add_home(action)
         add_json(action)
 
@@ -85,6 +103,44 @@ def _rotate(options: argparse.Namespace) -> None:
         [
             f"The node is now {fingerprint(node)} ({node}), until {when(until)}.",
             "Its old key was lost." if old is None else f"Its old key {fingerprint(old)} {what}.",
+        ]
+    )
+
+
+def _revoke(options: argparse.Namespace) -> None:
+    from nodes.layout import lines
+    from protocol.keys import NodeId, fingerprint
+
+    home = home_of(options)
+    held = home.hold()
+    try:
+        after = home.revoke(NodeId(options.node), None if options.mesh_key is None else _read(options.mesh_key))
+    finally:
+        held.release()
+    if options.json:
+        print_json({"node": options.node, "list": after.serial, "revoked": after.nodes})
+        return
+    lines(
+        [
+            f"The node {fingerprint(options.node)} is revoked, by list {after.serial} of this mesh.",
+            "Nothing that it signed is believed any more. Your peers hear of it when your node next connects: mesh up",
+        ]
+    )
+
+
+def _backup(options: argparse.Namespace) -> None:
+    from nodes.backup import write_backup
+    from nodes.layout import lines
+
+    backup = write_backup(home_of(options), None if options.mesh_key is None else _read(options.mesh_key), options.file)
+    if options.json:
+        print_json({"file": str(options.file), "mesh": backup.mesh(), "peers": len(backup.peers)})
+        return
+    lines(
+        [
+            f"{options.file} holds the mesh key and {len(backup.peers):,} peers.",
+            "Whoever has this file can speak as you. Keep it where nobody else can read it, and not on this machine.",
+            f"After a loss:  mesh init DIR --recover {options.file.name}",
         ]
     )
 

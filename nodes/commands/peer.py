@@ -3,9 +3,12 @@
 import argparse
 import re
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from nodes.commands.common import add_home, add_json, home_of, print_json
+from nodes.commands.introductions import actions as introductions
+from nodes.commands.who import introduced
 
 if TYPE_CHECKING:
     from nodes.home import Home
@@ -48,11 +51,14 @@ def _meeting(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to
     )
     accept.add_argument("--yes", action="store_true", help="ask nothing: for scripts")
     _action(actions, "list", "who this mesh is linked with", _list)
+    address = _of(_action(actions, "address", "say where a peer is dialled, when it has moved", _address))
+    address.add_argument("addresses", metavar="HOST:PORT", nargs="*", help="its new addresses (none: it dials you)")
     rename = _of(_action(actions, "rename", "call a peer something else", _rename))
     rename.add_argument("name", metavar="NAME", help="the new name, for you alone")
     _action(actions, "wishes", "changes that your ems ask for; only you can make them", _wishes)
     dismiss = _action(actions, "dismiss", "take an em's wish off the list", _dismiss)
     dismiss.add_argument("wish", metavar="ID", help="the beginning of its id; see: mesh peer wishes")
+    introductions(partial(_action, actions), _basin, TRUSTS)
     _of(_action(actions, "show", "all about one peer: what is shared, what it used today, what was refused", _show))
 
 
@@ -210,11 +216,13 @@ async def _list(options: argparse.Namespace) -> None:
     from nodes.layout import lines, table
 
     told = await _ask(home_of(options), "list", {})
+    told |= await _ask(home_of(options), "introduced", {})
     if options.json:
         print_json(told)
         return
     if not told["peers"]:
         lines(["No peers yet. To invite somebody: mesh peer invite --give BASIN:write"])
+        lines(introduced(told["introduced"]))
         return
     rows = [
         [
@@ -228,6 +236,7 @@ async def _list(options: argparse.Namespace) -> None:
         for one in told["peers"]
     ]
     lines(table(["PEER", "KEY", "STATE", "TRUST", "HERE NOW", "BASINS"], rows))
+    lines(introduced(told["introduced"]))
 
 
 async def _show(options: argparse.Namespace) -> None:
@@ -265,6 +274,17 @@ def _price(today: dict[str, Any]) -> str:
     """What the replies of today cost, as far as the settings know prices."""
     unknown = f"; {today['unpriced']} of the replies at a price unknown" if today["unpriced"] else ""
     return f", {today['price']:.4f} at the vendors' prices{unknown}"
+
+
+async def _address(options: argparse.Namespace) -> None:
+    from mesh.words import plain
+    from nodes.layout import lines
+
+    told = await _ask(home_of(options), "address", {"peer": options.peer, "addresses": options.addresses})
+    if options.json:
+        print_json(told)
+    else:
+        lines([plain(f"{told['name']} is dialled at {' '.join(told['addresses']) or 'no address; it dials you'}.")])
 
 
 async def _rename(options: argparse.Namespace) -> None:

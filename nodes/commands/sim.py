@@ -1,6 +1,8 @@
 """`mesh sim`: a swarm of meshes in virtual time, to try policies on before they meet anybody."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,6 +11,8 @@ from nodes.commands.common import FAILED, add_json, print_json
 if TYPE_CHECKING:  # what these need takes longer to import than help may take
     from nodes.sim.report import Run
     from nodes.sim.scenario import Scenario
+    from nodes.sim.swarm import Swarm
+    from nodes.sim.whole import WholeSwarm
 
 SHAPES: Final = ("random", "ring", "star", "line", "small-world")
 NUMBERS: Final[dict[str, tuple[type, str]]] = {  # option: what it is, and help; defaults stand in nodes.sim.scenario
@@ -20,7 +24,7 @@ NUMBERS: Final[dict[str, tuple[type, str]]] = {  # option: what it is, and help;
     "history": (int, "what each said before they were linked (3)"),
     "ems": (int, "ems of a mesh (1)"),
     "chance": (float, "that an em answers what does not name it (0.1)"),
-    "hostile": (float, "share of meshes that are hostile (0.15)"),
+    "hostile": (float, "share of meshes that are hostile (0.34)"),
     "partition": (float, "share that is cut off for the middle third (0.25)"),
     "broken": (float, "chance that a message breaks its wire (0.002)"),
     "latency": (int, "milliseconds from mesh to mesh (80)"),
@@ -40,17 +44,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quota", metavar="ACTS,CHAINS,TOKENS", help="a minute, a day, a day (120,50,20000); or trust")
     for name, (kind, help_text) in NUMBERS.items():
         parser.add_argument(f"--{name}", type=kind, metavar="N", help=help_text)
-    parser.add_argument("--whole", action="store_true", default=None, help="whole nodes on a bus in memory: slower")
+    parser.add_argument(
+        "--whole", action="store_true", default=None, help="whole nodes, each on a bus in memory (12; 1 h)"
+    )
     add_json(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     """Exit code 1 when a promise was broken."""
+    from nodes.commands.logs import configure
     from nodes.layout import lines
     from nodes.sim.report import as_json, told
     from nodes.sim.scenario import scenario
 
+    configure(os.environ.get("AMPMESH_LOG", "error"))  # cuts and refusals are what a simulation is about
     names = [*NUMBERS, "shape", "basins", "trust", "budget", "quota", "whole"]
     given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) is not None}
     done = simulate(scenario(options.file, given))
@@ -64,26 +72,47 @@ def _run(options: argparse.Namespace) -> int:
 def simulate(plan: "Scenario") -> "Run":
     """Run a scenario."""
     import gc
-    import resource
     import time
 
     from nodes.sim.report import Run
-    from nodes.sim.swarm import Swarm
 
-    gc.disable()  # a swarm makes no garbage in circles, and looking for it takes longer the larger it is
+    gc.disable()  # light meshes make no garbage in circles, and to look for it takes longer the more there are
     try:
         began = time.process_time()
-        swarm = Swarm(plan)
-        linked, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        swarm = _swarm(plan)
+        linked, memory = time.process_time(), _peak_mib()
         outcome = swarm.run()
         cost = {
             "linking_cpu_s": round(linked - began, 3),
             "talking_cpu_s": round(time.process_time() - linked, 3),
-            "linked_mib": memory // 1024,
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "events": swarm.clockwork.done,
+            "linked_mib": memory,
+            "peak_mib": _peak_mib(),
             "messages": swarm.messages,
         }
         return Run(plan, outcome, swarm.refusals, swarm.silences, swarm.hostile, swarm.digest(), cost)
     finally:
         gc.enable()
+
+
+def _swarm(plan: "Scenario") -> "Swarm | WholeSwarm":
+    """Whole nodes, or the rules alone."""
+    if plan.whole:
+        import gc
+
+        from nodes.sim.whole import WholeSwarm
+
+        gc.enable()
+        return WholeSwarm(plan)
+    from nodes.sim.swarm import Swarm
+
+    return Swarm(plan)
+
+
+def _peak_mib() -> int:
+    """The most memory that this process ever had; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak >> (20 if sys.platform == "darwin" else 10)  # bytes there, kibibytes elsewhere

@@ -19,6 +19,7 @@ async def _run(options: argparse.Namespace) -> None:
     from nodes.commands.logs import configure
 
     home = home_of(options)
+    home.require_here()
     configure(os.environ.get("AMPMESH_LOG", home.config().log_level))
     if not home.data.exists():
         structlog.get_logger(__name__).warning(

@@ -27,7 +27,6 @@ from nodes.peers.tables import Peer
 from protocol.acts import RANDOM_BYTES, Act, ActId, new_id
 from protocol.dispute import Dispute, State, concerns, dispute_basin, is_dispute, short
 from protocol.errors import BadLink
-from protocol.keys import MeshId
 from protocol.link import State as Linked
 from protocol.statement import STATEMENTS, Changes
 
@@ -55,7 +54,7 @@ class Disputes(Alone):
     """All disputes of one node."""
 
     def __init__(self, node: Node, peers: Peers) -> None:
-        self._node, self._peers, self._store = node, peers, node.ground.store
+        self.node, self.peers, self._store = node, peers, node.ground.store
         self.me = node.identity.mesh
         self.halls = Halls(self.me, self._store, node.ground.clock, self._is_em)
         peers.gates.disputes = self.halls.bars
@@ -86,7 +85,7 @@ class Disputes(Alone):
         while True:
             self._wake.clear()
             try:
-                for peer in list(self._peers.peers.values()):
+                for peer in list(self.peers.peers.values()):
                     if is_heard(peer):
                         await self._attend(peer)
             except MeshError as error:
@@ -128,7 +127,7 @@ class Disputes(Alone):
         return sum(one is None or (one.state == State.OPEN and one.parties.raiser != self.me) for one in read)
 
     def _hears(self, basin: str) -> bool:
-        return any(basin in peer.relationship.mine.terms.takes for peer in self._peers.peers.values())
+        return any(basin in peer.relationship.mine.terms.takes for peer in self.peers.peers.values())
 
     def _stepped(self, peer: Peer, basin: str) -> bool:
         return self.halls.tables.took(basin, peer.mesh, peer.relationship.round)
@@ -136,7 +135,7 @@ class Disputes(Alone):
     async def _step(self, peer: Peer, basin: str, kind: str, changes: Changes) -> None:
         """Say a statement that is the node's own doing, once. Raises MeshError."""
         try:
-            await self._peers.say(peer, kind, changes)
+            await self.peers.say(peer, kind, changes)
         except BadLink as error:
             log.warning("a dispute cannot be shared", peer=peer.petname, reason=plain(str(error)))
         with self._store.transaction():
@@ -153,12 +152,12 @@ class Disputes(Alone):
         mine = [self.halls.read(basin) for basin, parties in self.halls.parties.items() if peer.mesh == parties.other]
         if sum(one is not None and one.state == State.OPEN for one in mine) >= MAX_OPEN:
             raise NodeError(f"{MAX_OPEN} disputes that you raised with {peer.petname} are open; settle or withdraw one")
-        now = self._node.ground.clock()
+        now = self.node.ground.clock()
         identity = new_id(now, secrets.token_bytes(RANDOM_BYTES))
         basin = dispute_basin(self.me, peer.mesh, identity)
-        await self._peers.say(peer, "share", Changes(text=RAISED.format(basin), basin=basin, may="write"))
+        await self.peers.say(peer, "share", Changes(text=RAISED.format(basin), basin=basin, may="write"))
         body = {"text": text, "mesh": peer.mesh, **({"wish": wish} if wish else {})}
-        drafted = self._node.root(BUDGET_OF, self._node.config.human, list(about), "raise", body)
+        drafted = self.node.root(BUDGET_OF, self.node.config.human, list(about), "raise", body)
         await self._say(basin, msgspec.structs.replace(drafted, id=identity, root=identity))
         return basin
 
@@ -166,7 +165,7 @@ class Disputes(Alone):
         """Say something in a dispute; returns when it is heard here. Raises NodeError, MeshError."""
         refs = self.check(dispute, kind, refs)
         await self._reach(dispute)
-        act = self._node.root(BUDGET_OF, self._node.config.human, refs, kind, body)
+        act = self.node.root(BUDGET_OF, self.node.config.human, refs, kind, body)
         await self._say(dispute.basin, act)
         return act
 
@@ -189,11 +188,11 @@ class Disputes(Alone):
     async def mediate(self, offered: Offered) -> None:
         """Agree to mediate: hear a dispute of others. Raises MeshError."""
         basin = offered.basin
-        await self._peers.say(offered.peer, "link", terms(f"I mediate in {basin}.", takes={basin: "write"}))
+        await self.peers.say(offered.peer, "link", terms(f"I mediate in {basin}.", takes={basin: "write"}))
 
     def offered(self) -> list[Offered]:
         """What peers share of disputes and is not heard here."""
-        return [one for peer in self._peers.peers.values() if is_heard(peer) for one in self._offered(peer)]
+        return [one for peer in self.peers.peers.values() if is_heard(peer) for one in self._offered(peer)]
 
     def _offered(self, peer: Peer) -> list[Offered]:
         seen = peer.relationship
@@ -230,27 +229,39 @@ class Disputes(Alone):
             else f"there is no commitment {plain(name, 40)!a} here; mesh dispute show has them"
         )
 
-    def link_with(self, mesh: MeshId) -> Linked:
-        """How we stand with a mesh."""
-        return self._peers.relationship(mesh).state
-
     async def _reach(self, dispute: Dispute) -> None:
         """See to it that what is said in a dispute is heard by the other side. Raises NodeError, MeshError."""
         if self.me not in dispute.parties:
             if not self._hears(dispute.basin):
                 raise NodeError("you do not hear that dispute any more; see: mesh dispute list")
             return
+        peer = self._other(dispute)
+        if not self._is_shared(peer, dispute.basin):
+            text = REOPENED.format(dispute.basin)
+            await self.peers.say(peer, "share", Changes(text=text, basin=dispute.basin, may="write"))
+
+    def check_reach(self, dispute: Dispute) -> None:
+        """Raise NodeError unless what is said in a dispute is heard by the other side without further ado."""
+        is_heard_there = (
+            self._is_shared(self._other(dispute), dispute.basin)
+            if self.me in dispute.parties
+            else self._hears(dispute.basin)
+        )
+        if not is_heard_there:
+            raise NodeError("the other side does not hear this any more; say it once with: mesh dispute")
+
+    def _other(self, dispute: Dispute) -> Peer:
+        """The other side, with which there is a link. Raises NodeError."""
         raiser, other = dispute.parties
-        mesh = other if self.me == raiser else raiser
-        peer = self._peers.peers.get(mesh)
+        peer = self.peers.peers.get(other if self.me == raiser else raiser)
         if peer is None:
             raise NodeError("there is no link with the other side any more")
         self._check_link(peer)
-        seen, basin = peer.relationship, dispute.basin
-        if basin in seen.mine.terms.gives or (basin in seen.theirs.terms.gives and basin in seen.mine.terms.takes):
-            return
-        text = REOPENED.format(basin)
-        await self._peers.say(peer, "share", Changes(text=text, basin=basin, may="write"))
+        return peer
+
+    def _is_shared(self, peer: Peer, basin: str) -> bool:
+        seen = peer.relationship
+        return basin in seen.mine.terms.gives or (basin in seen.theirs.terms.gives and basin in seen.mine.terms.takes)
 
     def _check_link(self, peer: Peer) -> None:
         state = peer.relationship.state
@@ -259,7 +270,7 @@ class Disputes(Alone):
             raise NodeError(f"the link with {peer.petname} {how}: they would not hear it; invite them to go on")
 
     async def _say(self, basin: str, act: Act) -> None:
-        await self._node.outbox.say(basin, act)
+        await self.node.outbox.say(basin, act)
         try:
             async with asyncio.timeout(HEARD_S):
                 while find(self._store, act.id) is None:
@@ -269,7 +280,7 @@ class Disputes(Alone):
             raise MeshError("the node does not hear itself; what was said holds when it does") from None
 
     def _is_em(self, author: str) -> bool:
-        return author in self._node.runtime.ems or self._node.runtime.turns.spoke(author)
+        return author in self.node.runtime.ems or self.node.runtime.turns.spoke(author)
 
 
 def _is_named(dispute: Dispute, wanted: str) -> bool:

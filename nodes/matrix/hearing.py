@@ -36,7 +36,7 @@ from nodes.matrix.settings import Matrix
 from nodes.media import Media
 from nodes.node import Node
 from nodes.picture import MAX_BYTES
-from protocol.acts import Act
+from protocol.acts import Act, ActId
 from protocol.errors import ProtocolError
 
 MAX_LANES: Final = 1_024  # events read from the inbox and not handled yet; the others wait in the database
@@ -47,6 +47,12 @@ FETCH_S: Final = 10.0  # for a picture; its room waits so long
 SLOW_S: Final = 600.0  # that a server is not asked for pictures after one took longer
 
 log = structlog.get_logger(__name__)
+
+Party = Callable[[str, str, str, str], tuple[list[ActId], dict[str, Any]] | str]
+"""What an act in a dispute refers to and says, asked for with `!mesh`: by whom, in which basin, which kind and text.
+
+A sentence where it would not count.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,7 @@ class Hearing:
         self._inward, self._outward = hands.inward, hands.outward
         self._settings, self._media, self._pages, self._tell = hands.settings, hands.media, hands.pages, hands.tell
         self._has_read = hands.has_read
+        self.party: Party = _no_party
         self._store, self._clock = hands.node.ground.store, hands.node.ground.clock
         self._tables = hands.lobby.tables
         self._lanes: dict[str, deque[Inbound]] = {}
@@ -218,12 +225,7 @@ class Hearing:
             case "stop":
                 return [self._inward.command(event, "cancel", {"text": STOPPED}, scene)], "Stopped."
             case "next":
-                if asked.words and em is None:
-                    return [], f"Whom? Here are {', '.join(sorted(scene.ems)) or 'no ems'}."
-                chosen = em or house.next_speaker(store, scene)
-                if chosen is None or not self._inward.has_turns(event, scene):
-                    return [], "No em sits here." if chosen is None else "That is enough for this minute."
-                return [self._inward.command(event, "ask", {"text": "…", "to": [chosen]}, scene)], ""
+                return self._next(event, asked, em, scene)
             case "mute" | "unmute":
                 if em is None:
                     return [], f"Whom? Here are {', '.join(sorted(scene.ems)) or 'no ems'}."
@@ -236,8 +238,23 @@ class Hearing:
                 return [], house.reason(store, find(store, known.act) if known else None, self._pages)
             case "budget":
                 return [], house.budget(store, self._node.runtime.chains, scene)
+            case "respond" | "remedy" | "settle" | "withdraw":
+                said = self.party(event.sender, scene.basin, asked.verb, " ".join(asked.words))
+                if isinstance(said, str):
+                    return [], said
+                act = self._inward.command(event, asked.verb, said[1], scene)
+                return [msgspec.structs.replace(act, author=self._node.config.human, refs=said[0])], "Said."
             case "help":
                 return [], house.HELP.format(**self._settings.controls.model_dump())
+
+    def _next(self, event: Inbound, asked: house.Asked, em: str | None, scene: Scene) -> tuple[list[Act], str]:
+        """Have an em say something: the one that was named, or the one that has been silent longest."""
+        if asked.words and em is None:
+            return [], f"Whom? Here are {', '.join(sorted(scene.ems)) or 'no ems'}."
+        chosen = em or house.next_speaker(self._store, scene)
+        if chosen is None or not self._inward.has_turns(event, scene):
+            return [], "No em sits here." if chosen is None else "That is enough for this minute."
+        return [self._inward.command(event, "ask", {"text": "…", "to": [chosen]}, scene)], ""
 
     async def _member(self, event: Inbound) -> None:
         self._alone.pop(event.room, None)
@@ -314,3 +331,7 @@ class Hearing:
             (lambda text: bool(place.roster.named(text.lower()))) if place else (lambda _: False),
             place.echoes if place else (lambda _: False),
         )
+
+
+def _no_party(user: str, basin: str, kind: str, text: str) -> str:  # noqa: ARG001 - a Party's
+    return "This room is not that of a dispute."

@@ -13,7 +13,7 @@ from nodes.matrix.inward import Scene
 from nodes.matrix.page import Pages
 
 CALL: Final = "!mesh"
-Verb = Literal["help", "stop", "next", "mute", "unmute", "why", "budget"]
+Verb = Literal["help", "stop", "next", "mute", "unmute", "why", "budget", "respond", "remedy", "settle", "withdraw"]
 LOOKED_AT: Final = 200  # acts of a basin in which the last speakers are looked for
 MUTE_MINUTES: Final = 60
 MAX_MUTE_MINUTES: Final = 7 * 24 * 60
@@ -24,6 +24,7 @@ HELP: Final = """\
 **!mesh mute** EM [MINUTES] and **!mesh unmute** EM
 **!mesh why**, as a reply to a message: why it was said, or why nobody answered
 **!mesh budget** tells what the talk may still cost
+**!mesh respond**, **remedy**, **settle** or **withdraw** TEXT, by the node's person where the room is a dispute's
 Reactions: {stop} stop, {retry} try again, {hide} hide from the ems, {go_on} go on"""
 
 
@@ -43,6 +44,8 @@ def command(text: str) -> Asked | str | None:
     verb = words[0].lower() if words else "help"
     match verb:
         case "help" | "stop" | "next" | "mute" | "unmute" | "why" | "budget":
+            return Asked(verb, tuple(words[1:]))
+        case "respond" | "remedy" | "settle" | "withdraw":
             return Asked(verb, tuple(words[1:]))
         case _:
             return (

@@ -4,7 +4,7 @@ Everything here answers at once and fails closed: whoever is not known has, says
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
@@ -22,9 +22,12 @@ from protocol.quota import DAY_MS, MINUTE_MS, Quota, Spent
 from protocol.statement import STATEMENTS, Trust, own_basin
 
 STATEMENTS_A_MINUTE: Final = 120  # what a peer may say of the relationship itself, whatever its quota
+EARLY_MATTERS: Final = 32  # for parts, from a peer who knows before us that the two are linked; of 60,000 bytes each
 
 Within = Callable[[MeshId, MeshId, str, Act], str | None]
 """Why an act, which the second mesh said in a dispute's basin, does not pass between us and the first; or None."""
+
+Stage = Literal["statements", "talk"]
 
 log = structlog.get_logger(__name__)
 
@@ -40,11 +43,15 @@ class PeerGates:
         self.tables = Tables(store)
         self.peers: dict[MeshId, Peer] = {peer.mesh: peer for peer in self.tables.peers()}
         self.parts: dict[str, Part] = {}
+        self.recovering: dict[MeshId, Stage] = {}  # peers of whom the past is lost here; see nodes.peers.recovery
+        self.on_recovered: Callable[[MeshId], object] = self.recovering.pop
         self.reading: Callable[[MeshId, Act], Act] = _as_it_is  # how an act of ours is said to a peer
         self.disputes: Within = _nobody  # asked of every act in a dispute's basin
         self._me, self._store, self._clock, self._changed = me, store, clock, changed
         self._days_ms = days * DAY_MS
+        self.early: dict[MeshId, list[tuple[str, bytes]]] = {}  # matters that came before we knew of the link
         self._stated: dict[MeshId, Spent] = {}
+        self._taken: dict[MeshId, int] = {}  # acts that are counted, and not in the tables yet
 
     # Out
 
@@ -119,11 +126,34 @@ class PeerGates:
         if is_stated:
             self._stated[peer] = spent.add(now, acts=acts)
             return 0.0
-        with self._store.transaction():
-            known.spent = spent.add(now, acts=acts)
-            self.tables.put_spent(known)
-            self.tables.count(peer, now, acts)
+        known.spent = spent.add(now, acts=acts)
+        self._taken[peer] = self._taken.get(peer, 0) + acts
         return 0.0
+
+    def save(self) -> None:
+        """Count what `pace_s` let in; within the transaction that keeps it."""
+        while self._taken:
+            peer, acts = self._taken.popitem()
+            if known := self.peers.get(peer):
+                self.tables.put_spent(known)
+                self.tables.count(peer, self._clock(), acts)
+
+    # Past
+
+    def recovers(self, peer: MeshId) -> Sequence[str]:
+        """First what the two have said of their relationship; once that is known, what it shares."""
+        known, stage = self.peers.get(peer), self.recovering.get(peer)
+        if known is None or stage is None:
+            return ()
+        if stage == "statements":
+            return (self._own(peer),)
+        seen = known.relationship
+        return sorted({*sent_basins(seen), *sent_basins(seen.mirrored())})
+
+    def recovered(self, peer: MeshId) -> None:
+        """Go on to the next stage."""
+        if peer in self.recovering:
+            self.on_recovered(peer)
 
     def told(self, peer: MeshId, text: str) -> None:
         """A peer's node has said something to the person here."""
@@ -136,9 +166,12 @@ class PeerGates:
     def matter(self, peer: MeshId, topic: str, data: bytes) -> None:
         """Hand it to the part that it is for, when the two are linked and we listen to the peer."""
         known, part = self.peers.get(peer), self.parts.get(topic)
-        if known is None or part is None or not is_heard(known):
+        if known is None or part is None:
             return
-        part.told(peer, data)
+        if is_heard(known):
+            part.told(peer, data)
+        elif known.relationship.mine.terms.trust != Trust.SILENT:
+            self.early[peer] = [*self.early.get(peer, []), (topic, data)][:EARLY_MATTERS]
 
     # Cost
 

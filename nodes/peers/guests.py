@@ -19,8 +19,8 @@ from mesh.links.messages import BadMessage, Kept, Note, Offered, decode, encode
 from mesh.links.wire import WireBroken
 from mesh.words import plain
 from nodes.errors import NodeError
-from nodes.peers.settings import dialled
 from nodes.peers.tables import Given, Peer, Tables
+from nodes.peers.ways import Ways
 from protocol.errors import BadInvitation, BadLink
 from protocol.invitation import SECRET_BYTES, Invitation
 from protocol.keys import MeshId, NodeId
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from nodes.peers.peers import Peers
 
 GREET_S: Final = 10.0  # for a whole visit: the persons decide between two visits, not within one
-VISIT_S: Final = 15.0  # for a visit of ours: the other node says its person's `invite` before it answers
+VISIT_S: Final = 18.0  # for a visit of ours: the other node says its person's `invite` before it answers
 SEEN: Final = 16  # offers that were looked at lately, so that accepting one is a single visit
 MAX_WAITING: Final = 1_000  # invitations that nobody has used yet
 USED_UP: Final = "the invitation is unknown there, used up, or has expired; ask for a new one"
@@ -62,14 +62,17 @@ class Wish:
 class Guests:
     """Both ends of an invitation."""
 
-    def __init__(self, here: Here, tables: Tables, peers: "Peers") -> None:
-        self._here, self._tables, self._peers = here, tables, peers
+    def __init__(self, here: Here, tables: Tables, peers: "Peers", ways: Ways) -> None:
+        self._here, self._tables, self._peers, self._ways = here, tables, peers, ways
         self._seen: dict[NodeId, tuple[Offer, bytes]] = {}
 
     # Our own invitations
 
-    def invite(self, wish: Wish, addresses: tuple[str, ...], expires_s: int) -> Invitation:
-        """Make an invitation, and keep what answers it. Raises ValueError, BadAddress, NodeError."""
+    def invite(self, wish: Wish, addresses: tuple[str, ...], expires_s: int, room: str | None = None) -> Invitation:
+        """Make an invitation, and keep what answers it; `room`: one that we have entered, where the guest is met too.
+
+        Raises ValueError, BadAddress, NodeError.
+        """
         now_s = self._here.clock() // 1000
         if self._tables.waiting(now_s) >= MAX_WAITING:
             raise NodeError(f"{MAX_WAITING} invitations wait to be accepted; let some of them expire first")
@@ -78,6 +81,8 @@ class Guests:
         offer = self._signed(guest, wish, expires_s)
         with self._peers.transaction():
             self._tables.give(Given(guest, wish.petname, wish.trust, offer, expires_s), now_s)
+            self._ways.host_in(guest, room)
+        self._peers.stir()
         return invitation
 
     def _signed(self, guest: NodeId, wish: Wish, expires_s: int) -> bytes:
@@ -121,6 +126,10 @@ class Guests:
                 if not isinstance(answer, Offered):
                     raise BadMessage("a guest answered an offer with something else")
                 problem = await self._answered(given, proved, answer.data)
+                if problem is None:
+                    with self._peers.transaction():
+                        self._ways.met(proved.mesh, wire.shared, given.guest)
+                    self._peers.stir()
                 await wire.send(encode(Note(problem) if problem else Kept(1, 0)))
 
     async def _answered(self, given: Given, proved: Proved, data: bytes) -> str | None:
@@ -159,29 +168,32 @@ class Guests:
 
     # Others' invitations
 
-    async def look(self, invitation: Invitation) -> tuple[Offer, bytes]:
-        """What is offered behind an invitation, also as signed. Raises NodeError, BadInvitation."""
+    async def look(self, invitation: Invitation, room: str | None = None) -> tuple[Offer, bytes]:
+        """What is offered behind an invitation, also as signed; `room`: where the inviter waits as well.
+
+        Raises NodeError, BadInvitation.
+        """
         invitation.check(self._here.clock())
         if invitation.mesh == self._peers.me:
             raise NodeError("this is your own invitation; give it to somebody else")
         if self._peers.relationship(invitation.mesh).state in (State.LINKED, State.PAUSED):
             raise NodeError("you are linked with that mesh already; see: mesh peer list")
-        found = await self._visit(invitation, None)
+        found = (await self._visit(invitation, room, None))[:2]
         if len(self._seen) >= SEEN:
             self._seen.clear()
         self._seen[NodeId(invitation.guest().public)] = found
         return found
 
-    async def seen(self, invitation: Invitation) -> tuple[Offer, bytes]:
+    async def seen(self, invitation: Invitation, room: str | None = None) -> tuple[Offer, bytes]:
         """What `look` found, once; looks where nobody has. Raises NodeError, BadInvitation."""
-        return self._seen.pop(NodeId(invitation.guest().public), None) or await self.look(invitation)
+        return self._seen.pop(NodeId(invitation.guest().public), None) or await self.look(invitation, room)
 
-    async def accept(self, invitation: Invitation, seen: bytes, wish: Wish) -> Peer:
+    async def accept(self, invitation: Invitation, seen: bytes, wish: Wish, room: str | None = None) -> Peer:
         """Agree to the offer that the person has `seen`. Raises NodeError, BadInvitation, ValueError."""
         guest = NodeId(invitation.guest().public)
         answer = self._signed(guest, wish, invitation.expires_s)
         mesh = MeshId(invitation.mesh)
-        offer, told = await self._visit(invitation, (seen, answer))
+        offer, told, shared = await self._visit(invitation, room, (seen, answer))
         if told != seen:
             raise NodeError("they offer something else by now; look at it again")
         name = self._peers.petname(wish.petname or offer.name, mesh)
@@ -190,18 +202,24 @@ class Guests:
         known = self._peers.peers.get(mesh)
         peer = known or Peer(mesh, name, (), self._peers.relationship(mesh))
         peer.addresses, peer.accepted = invitation.addresses, accepted
+        with self._peers.transaction():
+            self._ways.met(mesh, shared)
+            if room is not None:
+                self._ways.set_room(mesh, room)
         self._peers.meet(peer)
         return peer
 
-    async def _visit(self, invitation: Invitation, answer: tuple[bytes, bytes] | None) -> tuple[Offer, bytes]:
-        """Show the secret and hear the offer; answer, if it is the one that the person has seen."""
+    async def _visit(
+        self, invitation: Invitation, room: str | None, answer: tuple[bytes, bytes] | None
+    ) -> tuple[Offer, bytes, bytes]:
+        """Show the secret and hear the offer; answer, if it is the one that the person has seen.
+
+        Returns the offer, also as signed, and what the two ends of the wire share.
+        """
         guest, mesh = NodeId(invitation.guest().public), MeshId(invitation.mesh)
-        addresses = [dialled(address) for address in invitation.addresses]
+        ways = self._ways.to_inviter(invitation, room)
         try:
-            async with (
-                asyncio.timeout(VISIT_S),
-                knocking(addresses, self._here.who, mesh, invitation.secret) as wire,
-            ):
+            async with asyncio.timeout(VISIT_S), knocking(ways, self._here.who, mesh, invitation.secret) as wire:
                 try:
                     told = _offer(decode(await wire.receive()))
                 except WireBroken:
@@ -212,7 +230,7 @@ class Guests:
                     last = decode(await wire.receive())
                     if isinstance(last, Note):
                         raise NodeError(f"their node says: {plain(last.text)}")
-                return offer, told
+                return offer, told, wire.shared
         except TimeoutError:
             raise NodeError("their node is too slow; try again") from None
         except (WireBroken, NotAdmitted, BadMessage) as error:

@@ -12,7 +12,7 @@ from nodes.peers.guests import Wish
 from nodes.peers.peers import Peers, terms
 from nodes.peers.tables import Peer
 from protocol.address import check_name
-from protocol.invitation import read_invitation, write_code, write_link
+from protocol.invitation import MAX_ADDRESSES, read_address, read_invitation, write_code, write_link
 from protocol.keys import fingerprint
 from protocol.link import Share
 from protocol.quota import Quota
@@ -22,23 +22,29 @@ MAX_EXPIRY_S: Final = 366 * 86_400
 SETTLE_S: Final = 10.0  # that accepting waits for the link itself
 
 Basins = dict[str, May]
+Room = Annotated[str, msgspec.Meta(min_length=2, max_length=255)]  # a Matrix room's id or alias
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
 class Invite(msgspec.Struct, forbid_unknown_fields=True):
-    """Make an invitation. `name`: what to call whoever comes; None: what they call themselves."""
+    """Make an invitation. `name`: what to call whoever comes; None: what they call themselves.
+
+    `room`: a Matrix room in which they are waited for as well.
+    """
 
     gives: Basins
     takes: Basins
     expires_s: Annotated[int, msgspec.Meta(ge=1, le=MAX_EXPIRY_S)]
     trust: Trust = Trust.GUEST
     name: str | None = None
+    room: Room | None = None
 
 
 class Look(msgspec.Struct, forbid_unknown_fields=True):
-    """What is offered behind a code or link."""
+    """What is offered behind a code or link. `room`: a Matrix room in which the inviter waits as well."""
 
     code: str
+    room: Room | None = None
 
 
 class Accept(msgspec.Struct, forbid_unknown_fields=True):
@@ -48,6 +54,7 @@ class Accept(msgspec.Struct, forbid_unknown_fields=True):
     offer: str
     trust: Trust = Trust.GUEST
     name: str | None = None
+    room: Room | None = None
 
 
 class Of(msgspec.Struct, forbid_unknown_fields=True):
@@ -80,6 +87,20 @@ class SetQuota(msgspec.Struct, forbid_unknown_fields=True):
     tokens: Count | None = None
 
 
+class Address(msgspec.Struct, forbid_unknown_fields=True):
+    """Where a peer is dialled from now on; nowhere: it dials us."""
+
+    peer: str
+    addresses: Annotated[list[str], msgspec.Meta(max_length=MAX_ADDRESSES)]
+
+
+class MeetIn(msgspec.Struct, forbid_unknown_fields=True):
+    """Meet a peer in a Matrix room when there is no better way; None: in no room."""
+
+    peer: str
+    room: Room | None = None
+
+
 class Rename(msgspec.Struct, forbid_unknown_fields=True):
     """Call a peer something else."""
 
@@ -106,7 +127,9 @@ def operations(peers: Peers) -> Operations:
         "peer_accept": (Accept, asked.accept),
         "peer_list": (Nothing, asked.list),
         "peer_show": (Of, asked.show),
+        "peer_room": (MeetIn, asked.room),
         "peer_rename": (Rename, asked.rename),
+        "peer_address": (Address, asked.address),
         "peer_wishes": (Nothing, asked.wishes),
         "peer_dismiss": (OfWish, asked.dismiss),
         "peer_share": (OfBasin, asked.share),
@@ -128,24 +151,27 @@ class _Asked:
 
     async def invite(self, request: Invite) -> dict[str, Any]:
         peers = self._peers
-        addresses = await peers.addresses()
+        room = await peers.ways.enter(request.room) if request.room else None
+        addresses = await peers.addresses() if room is None else await peers.known_addresses()
         if request.name is not None and peers.petname(check_name(request.name), peers.me) != request.name:
             raise NodeError(f"there is a {request.name} already; choose another name")
         wish = Wish(request.gives, request.takes, request.trust, request.name)
         expires_s = peers.now_ms() // 1000 + request.expires_s
-        invitation = peers.guests.invite(wish, addresses, expires_s)
+        invitation = peers.guests.invite(wish, addresses, expires_s, room)
         return {
             "code": write_code(invitation),
             "link": write_link(invitation),
             "expires_s": expires_s,
             "addresses": list(addresses),
+            "room": room,
             "gives": request.gives,
             "takes": request.takes,
         }
 
     async def look(self, request: Look) -> dict[str, Any]:
         peers = self._peers
-        offer, told = await peers.guests.look(read_invitation(request.code))
+        room = await peers.ways.enter(request.room) if request.room else None
+        offer, told = await peers.guests.look(read_invitation(request.code), room)
         return {
             "mesh": offer.mesh,
             "fingerprint": fingerprint(offer.mesh),
@@ -163,11 +189,12 @@ class _Asked:
         invitation = read_invitation(request.code)
         if request.name is not None:
             check_name(request.name)
-        offer, told = await peers.guests.seen(invitation)
+        room = await peers.ways.enter(request.room) if request.room else None
+        offer, told = await peers.guests.seen(invitation, room)
         if _digest(told) != request.offer:
             raise NodeError("they offer something else by now; look at it again")
         wish = Wish(offer.takes, offer.gives, request.trust, request.name)  # what they take is given, and so on
-        peer = await peers.guests.accept(invitation, told, wish)
+        peer = await peers.guests.accept(invitation, told, wish, room)
         await peers.until_settled(peer, SETTLE_S)
         return self._told(peer)
 
@@ -182,6 +209,7 @@ class _Asked:
         spent, allowed = peer.spent.add(now), seen.mine.terms.allowance
         return self._told(peer) | {
             "addresses": list(peer.addresses),
+            "room": peers.ways.room_of(peer.mesh),
             "gives": _basins(seen.mine.terms.gives),
             "takes": _basins(seen.mine.terms.takes),
             "their_gives": _basins(seen.theirs.terms.gives),
@@ -198,10 +226,25 @@ class _Asked:
             "notes": [{"at_ms": at_ms, "text": text} for at_ms, text in peers.gates.tables.notes(peer.mesh)],
         }
 
+    async def room(self, request: MeetIn) -> dict[str, Any]:
+        peers = self._peers
+        peer = peers.find(request.peer)
+        room = await peers.ways.enter(request.room) if request.room else None
+        with peers.transaction():
+            peers.ways.set_room(peer.mesh, room)
+        peers.stir()
+        return self._told(peer) | {"room": room}
+
     async def rename(self, request: Rename) -> dict[str, Any]:
         peer = self._peers.find(request.peer)
         self._peers.rename(peer, check_name(request.name))
         return self._told(peer)
+
+    async def address(self, request: Address) -> dict[str, Any]:
+        """Dial a peer elsewhere."""
+        peer = self._peers.find(request.peer)
+        self._peers.move(peer, tuple(read_address(address) for address in request.addresses))
+        return self._told(peer) | {"addresses": list(peer.addresses)}
 
     async def wishes(self, _: Nothing) -> dict[str, Any]:
         """What ems ask for; a person does it, or lets it be."""

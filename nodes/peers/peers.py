@@ -6,9 +6,9 @@ that hears a statement, so that what may cross follows from it at once.
 
 import asyncio
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -17,8 +17,9 @@ from mesh.entries import Entry, recent
 from mesh.errors import MeshError
 from mesh.links.channel import Proved, Self
 from mesh.links.ground import Ground
+from mesh.links.hub import Hub
 from mesh.links.links import Links
-from mesh.links.messages import Papers
+from mesh.links.messages import BadMessage, Papers
 from mesh.links.papers import learn_papers
 from mesh.words import plain
 from nodes.errors import NodeError
@@ -26,8 +27,8 @@ from nodes.node import Node
 from nodes.peers.gates import PeerGates, is_heard
 from nodes.peers.guests import Guests, Here
 from nodes.peers.parts import Part
-from nodes.peers.settings import dialled
 from nodes.peers.tables import Peer, Wished
+from nodes.peers.ways import Ways
 from nodes.turns import Taken
 from protocol.acts import Act
 from protocol.certificate import read_certificate
@@ -52,14 +53,15 @@ class Peers:
         """`who` and `papers` are how this node proves itself; see nodes.keyring."""
         ground = node.ground
         self._node, self._clock, self._store = node, ground.clock, ground.store
-        self.me = node.identity.mesh
+        self.me, self.who = node.identity.mesh, who
         learn_papers(ground.store, node.identity.trust)
         self._changed = asyncio.Event()
         days = node.config.links.days
         self.gates = PeerGates(self.me, ground.store, ground.clock, days, self._changed.set)
         self.peers = self.gates.peers
         vocabulary = digest_of_all(digest(term) for term in core_terms())
-        self.guests = Guests(Here(who, node.config.name, vocabulary, ground.clock), self.gates.tables, self)
+        self.ways = Ways(self.me, who, node.config.links, ground.store)
+        self.guests = Guests(Here(who, node.config.name, vocabulary, ground.clock), self.gates.tables, self, self.ways)
         self.links = Links(
             who,
             Ground(
@@ -72,18 +74,27 @@ class Peers:
                 self.gates,
                 papers,
                 vocabulary,
+                node.ledger,
             ),
             self.admit,
             self.guests.greet,
         )
+        if node.config.links.hub:
+            self.links.hub = Hub(allow=self._may_meet, clock=ground.clock)
         self._heard = asyncio.Event()
         self._saying = asyncio.Lock()
         self._early: dict[MeshId, list[tuple[MeshId, Act]]] = {}
+        self._works: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
         node.runtime.quotas = self.gates
 
-    def join(self, part: Part) -> None:
-        """Have a part of the node talk with the same part of linked peers' nodes. Call it before the node runs."""
+    def join(self, part: Part, work: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """Have a part of the node talk with the same part of linked peers' nodes. Call it before the node runs.
+
+        `work` is what the part does beside, for as long as the node runs; what it raises ends the node.
+        """
         self.gates.parts[part.topic] = part
+        if work is not None:
+            self._works[part.topic] = work
 
     def tell(self, peer: MeshId, topic: str, data: bytes) -> bool:
         """Say something to a part of a linked peer's node, if it is there now; returns whether it will be said.
@@ -97,6 +108,7 @@ class Peers:
 
     def hear(self, entries: Sequence[Entry]) -> None:
         """Take in statements."""
+        self.gates.save()
         for entry in entries:
             if entry.act.kind in STATEMENTS:
                 self._hear(entry)
@@ -136,6 +148,8 @@ class Peers:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.links.run(self._node.config.links.place), name="links")
             group.create_task(self._tend(), name="peers")
+            for topic, work in self._works.items():
+                group.create_task(work(), name=topic)
 
     # What the person does
 
@@ -146,15 +160,20 @@ class Peers:
     async def addresses(self) -> tuple[str, ...]:
         """Where others can dial this node. Raises NodeError when they cannot."""
         settings = self._node.config.links
-        if settings.place is not None:
-            await self.links.ready.wait()
-        if told := settings.told(self.links.port):
+        if told := await self.known_addresses():
             return told
         missing = "links.listen, such as 0.0.0.0:7417, and " if settings.place is None else ""
         raise NodeError(
             f"nobody could reach this node: set {missing}links.addresses in mesh.yaml, such as [mesh.example.org:7417],"
-            " and start the node again; or let the other side invite"
+            " or links.hubs, and start the node again; or let the other side invite"
         )
+
+    async def known_addresses(self) -> tuple[str, ...]:
+        """Where others can dial this node, or meet it; perhaps nowhere."""
+        settings = self._node.config.links
+        if settings.place is not None:
+            await self.links.ready.wait()
+        return settings.told(self.links.port)
 
     def find(self, name: str) -> Peer:
         """A peer by its name here, or by the id of its mesh. Raises NodeError."""
@@ -182,6 +201,12 @@ class Peers:
         peer.petname = name
         self.meet(peer)
 
+    def move(self, peer: Peer, addresses: tuple[str, ...]) -> None:
+        """A peer is to be dialled elsewhere from now on; nowhere: it dials us."""
+        peer.addresses = addresses
+        self.links.restart(peer.mesh)
+        self.meet(peer)
+
     def meet(self, peer: Peer) -> None:
         """Keep a new peer, or what has changed about one."""
         with self._store.transaction():
@@ -189,6 +214,10 @@ class Peers:
         self.peers[peer.mesh] = peer
         self._changed.set()
         self._heard.set()
+
+    def stir(self) -> None:
+        """Look again at which links are to be kept, and where guests are waited for."""
+        self._changed.set()
 
     def transaction(self) -> AbstractContextManager[None]:
         """One of the node's store."""
@@ -252,14 +281,22 @@ class Peers:
             return False
         return self.gates.tables.untold(self.me, peer.mesh, own_basin(self.me, peer.mesh))
 
+    def _may_meet(self, mesh: MeshId) -> bool:
+        """Whether a mesh may use this node as its hub."""
+        peer = self.peers.get(mesh)
+        return peer is not None and is_heard(peer)
+
+    def _may_come_again(self, mesh: MeshId) -> bool:
+        """Whether whoever has used an invitation may not know it yet."""
+        return self.relationship(mesh).state not in (State.LINKED, State.PAUSED)
+
     async def _tend(self) -> None:
         """Whenever a relationship has changed, keep the links that it asks for, and no others."""
         while True:
             self._changed.clear()
             welcome = {peer.mesh: peer for peer in self.peers.values() if self._is_welcome(peer)}
-            self.links.dial(
-                {mesh: [dialled(one) for one in peer.addresses] for mesh, peer in welcome.items() if peer.addresses}
-            )
+            self.links.dial({mesh: self.ways.to(peer) for mesh, peer in welcome.items()})
+            self.links.host(self.ways.for_guests(self._clock() // 1000, self._may_come_again))
             for mesh in [mesh for mesh in self.links.sessions if mesh not in welcome]:
                 self.links.drop(mesh)
             self._begin()
@@ -278,7 +315,19 @@ class Peers:
                 for part in self.gates.parts.values():
                     for data in part.begin(mesh):
                         session.tell(part.topic, data)
+                self._hear_early(mesh)
             session.begun = heard
+        for mesh in [mesh for mesh in self.gates.early if mesh not in self.links.sessions]:
+            del self.gates.early[mesh]
+
+    def _hear_early(self, mesh: MeshId) -> None:
+        """Hand on what a peer said who knew sooner than we that the two are linked."""
+        for topic, data in self.gates.early.pop(mesh, ()):
+            try:
+                self.gates.matter(mesh, topic, data)
+            except BadMessage:
+                with self._store.transaction():
+                    self.gates.tables.refuse(mesh, BadMessage.__name__)
 
     async def _answer(self) -> bool:
         """Say `link` to those whose invitation the person has accepted; returns False to be called again."""
@@ -310,6 +359,8 @@ class Peers:
         peer = self.peers.get(mesh)
         if peer is None or entry.basin != own_basin(self.me, mesh):
             return
+        if self.gates.recovering.get(mesh) == "statements":
+            return  # read together when all of them are here again
         before = peer.relationship
         waiting = [*self._early.pop(mesh, []), (entry.mesh, act)]
         while waiting:

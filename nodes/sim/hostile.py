@@ -3,10 +3,12 @@
 What they send is signed and checked for real, whatever the scenario says about the rest.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from nodes.sim.mesh import YEAR_MS, Carried, Mesh, World, altered, home
+import msgspec
+
+from nodes.sim.mesh import YEAR_MS, Carried, Mesh, World, home
 from nodes.sim.session import Session
 from protocol.acts import RANDOM_BYTES, Act, new_id
 from protocol.frame import HEADER_BYTES, MAX_ACTS, VERSION, Frame, encode_frame
@@ -63,9 +65,11 @@ class Hostile(Mesh):
                 theirs = [one for one in frames if one.mesh == session.peer][-1:]
                 parents = [act for one in theirs for act in one.frame.acts if act.budget.hops]
                 for parent in parents[-1:]:
-                    budget = altered(parent.budget, hops=parent.budget.hops + 64, acts=parent.budget.acts + 4_000)
+                    budget = msgspec.structs.replace(
+                        parent.budget, hops=parent.budget.hops + 64, acts=parent.budget.acts + 4_000
+                    )
                     richer = self._new(parent, author=f"rich-{self.number}", refs=[parent.id], budget=budget)
-                    self._lie(session, basin, altered(richer, root=parent.root))
+                    self._lie(session, basin, msgspec.structs.replace(richer, root=parent.root))
 
     def _replay(self) -> None:
         """Send what was heard once more, many times."""
@@ -125,7 +129,7 @@ class Hostile(Mesh):
         """An act like another one, with an id of its own, that begins a chain."""
         at_ms = self.clock() + offset_ms
         identity = new_id(at_ms, self.dice.randbytes(RANDOM_BYTES))
-        return altered(act, **{"id": identity, "root": identity, "at_ms": at_ms, **changes})
+        return msgspec.structs.replace(act, **{"id": identity, "root": identity, "at_ms": at_ms, **changes})
 
     def _lie(self, session: Session, basin: str, act: Act, offset_ms: int = 0) -> None:
         """Sign an act ourselves that nobody may take, and send it."""

@@ -6,20 +6,17 @@ What a node does in its ledger, runtime and links is done here at once, by the s
 
 import hashlib
 import random
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
-
-import msgspec
+from typing import Final, Protocol
 
 from mesh.entries import Entry
-from mesh.store import Store
 from mesh.trust import Trust
 from nodes.chains import Chains
 from nodes.peers.gates import PeerGates
 from nodes.peers.tables import Peer
 from nodes.sim.clockwork import START_MS, Clockwork
+from nodes.sim.nowhere import nowhere
 from nodes.sim.oracle import Oracle
 from nodes.sim.scenario import Scenario
 from nodes.sim.session import Session
@@ -43,41 +40,6 @@ YEAR_MS: Final = 31_536_000_000
 PERSON: Final = "me"
 
 
-class Nowhere(Store):
-    """A store that keeps nothing: what the gates write down after every act, they remember as well."""
-
-    def __init__(self) -> None:
-        """No file is opened."""
-
-    @contextmanager
-    def transaction(self) -> Generator[None]:
-        """Nothing is written, so nothing can be half written."""
-        yield
-
-    def execute(self, sql: str, values: Sequence[object] = ()) -> int:  # noqa: ARG002 - a Store's
-        """Nothing."""
-        return 0
-
-    def insert(self, sql: str, values: Sequence[object]) -> int | None:  # noqa: ARG002 - a Store's
-        """Nothing."""
-        return None
-
-    def many(self, sql: str, rows: Iterable[Sequence[object]]) -> int:  # noqa: ARG002 - a Store's
-        """Nothing."""
-        return 0
-
-    def rows(self, sql: str, values: Sequence[object] = ()) -> list[Any]:  # noqa: ARG002 - a Store's
-        """None."""
-        return []
-
-    def one(self, sql: str, values: Sequence[object] = ()) -> Any:  # noqa: ANN401, ARG002 - a Store's
-        """None."""
-        return None
-
-    def close(self) -> None:
-        """Nothing."""
-
-
 @dataclass(slots=True, frozen=True)
 class Carried:
     """A frame on its way. `data` is it as signed; None: this one is not, to save time, and is believed."""
@@ -95,6 +57,7 @@ class World(Protocol):
     oracle: Oracle
     numbers: dict[MeshId, int]
     certificates: dict[MeshId, Certificate]
+    linked_ms: int  # when all are linked; what was said before is history
 
     def refused(self, reason: str) -> None:
         """Something was refused, by a gate."""
@@ -119,7 +82,7 @@ class Mesh:
         self.ems = [f"em{place}-{number}" for place in range(world.plan.ems)]
         self.sessions: dict[MeshId, Session] = {}
         self.frames: dict[str, list[Carried]] = {}  # basins: what was heard, in order
-        self.gates = PeerGates(self.id, Nowhere(), self.clock, DAYS, _nothing)
+        self.gates = PeerGates(self.id, nowhere(), self.clock, DAYS, _nothing)
         self.chains = Chains(self.id, self.mint)
         self.trust = Trust([self.certificate])
         self.world = world
@@ -156,10 +119,11 @@ class Mesh:
         body = {"text": text, "to": list(to)} if to else {"text": text}
         return Act(identity, "say", PERSON, [], identity, self.mint(basin, now), now, body)
 
-    def say(self, basin: str, acts: Sequence[Act], *, is_history: bool = False) -> None:
+    def say(self, basin: str, acts: Sequence[Act]) -> None:
         """Say something: it is framed, kept, and goes to those who may have it."""
+        now = self.world.clockwork.now_ms
         for act in acts:
-            self.world.oracle.said(self.number, basin, act, self.world.clockwork.now_ms, is_history=is_history)
+            self.world.oracle.said(self.number, basin, act, now, is_history=now < self.world.linked_ms)
         self.keep(self.framed(basin, acts))
 
     def framed(self, basin: str, acts: Sequence[Act]) -> Carried:
@@ -305,8 +269,3 @@ def _draw(identity: bytes, name: str, what: str) -> int:
 def home(number: int) -> str:
     """The own basin of a mesh."""
     return f"home-{number}"
-
-
-def altered(act: Act, **changes: Any) -> Act:  # noqa: ANN401 - fields of an act
-    """An act with other fields."""
-    return msgspec.structs.replace(act, **changes)

@@ -115,7 +115,8 @@ def _cost(run: Run) -> Iterator[Row]:
     yield "spent for others", f"{outcome.spent_for_others:,} tokens"
     yield "most for one peer", f"{outcome.most_spent:,} tokens of {quota.tokens_a_day:,} a day"
     yield "", f"{outcome.most_chains:,} chains of {quota.roots_a_day:,} a day"
-    yield "", f"{outcome.most_a_minute:,} acts of {quota.acts_a_minute:,} a minute"
+    if not run.plan.whole:  # whole nodes keep no count of minutes that are over
+        yield "", f"{outcome.most_a_minute:,} acts of {quota.acts_a_minute:,} a minute"
 
 
 def _hostile(run: Run) -> Iterator[Row]:
@@ -124,6 +125,8 @@ def _hostile(run: Run) -> Iterator[Row]:
         got = run.outcome.got[trick]
         yield label, f"{count:,} {GOT[trick]}: {f'{got:,} TAKEN' if got else 'none taken'}"
         label = ""
+    if run.hostile > len(GOT):
+        yield label, "a flood, and chains without end: held to the quotas above"
 
 
 def _reasons(run: Run) -> Iterator[Row]:

@@ -13,7 +13,10 @@ from protocol.statement import Trust
 MAX_NODES: Final = 100_000  # light meshes take some hundreds of kilobytes each
 MAX_WHOLE: Final = 32  # whole nodes: each has a bus and a database of its own
 MAX_LINKS: Final = 200  # relationships of one mesh
+WHOLE: Final[dict[str, Any]] = {"nodes": 12, "hours": 1.0, "hostile": 0.0}  # what is usual where nodes are whole
 HUGE: Final = 2**53 - 1
+
+MEANT: Final = {"budget": "HOPS,ACTS, such as 6,16", "quota": "ACTS,CHAINS,TOKENS, such as 120,50,20000, or trust"}
 
 Shape = Literal["random", "ring", "star", "line", "small-world"]
 Basins = Literal["own", "common"]
@@ -53,7 +56,7 @@ class Scenario(Settings):
     quota: Three | None = Field(
         default=(120, 50, 20_000),
         strict=False,
-        description="Acts a minute, chains a day and tokens a day that a peer may use; trust: those of the trust level.",
+        description="Acts a minute, chains a day and tokens a day of a peer; trust: those of the trust level.",
     )
     budget: Two = Field(default=(6, 16), strict=False, description="Hops and acts of a chain that a person begins.")
     hours: float = Field(default=6.0, gt=0, le=8_784, description="How long people talk.")
@@ -61,7 +64,7 @@ class Scenario(Settings):
     history: int = Field(default=3, ge=0, le=1_000, description="Things that each said before anybody was linked.")
     ems: int = Field(default=1, ge=0, le=20, description="Ems of a mesh. Each act of a person names one who hears it.")
     chance: float = Field(default=0.1, ge=0, le=1, description="Of an em's answering what does not name it.")
-    hostile: float = Field(default=0.15, ge=0, le=1, description="Share of meshes that are hostile.")
+    hostile: float = Field(default=0.34, ge=0, le=1, description="Share of meshes that are hostile.")
     partition: float = Field(default=0.25, ge=0, le=1, description="Share that is cut off for the middle third.")
     broken: float = Field(default=0.002, ge=0, le=0.5, description="Chance that a message breaks its wire.")
     latency: int = Field(default=80, ge=1, le=600_000, description="Milliseconds from mesh to mesh.")
@@ -74,6 +77,8 @@ class Scenario(Settings):
     def _few_enough(self) -> "Scenario":
         if self.whole and self.nodes > MAX_WHOLE:
             raise ValueError(f"nodes: whole nodes are at most {MAX_WHOLE}; ask for fewer, or do without whole")
+        if self.whole and self.hostile:
+            raise ValueError("hostile: whole nodes are honest; set it to 0, or do without whole")
         return self
 
     @property
@@ -89,15 +94,25 @@ class Scenario(Settings):
 
 def scenario(path: Path | None, given: dict[str, Any]) -> Scenario:
     """A scenario from a file and from what was `given` on the command line, which counts more. Raises ConfigError."""
-    read = load(path, Scenario).model_dump() if path else {}
+    read = load(path, Scenario).model_dump(exclude_unset=True) if path else {}
+    told = {**read, **given}
+    usual = WHOLE if told.get("whole") else {}
     try:
-        return Scenario.model_validate({**read, **given})
+        return Scenario.model_validate({**usual, **told})
     except ValidationError as error:
         raise ConfigError([_told(cast("dict[str, Any]", problem)) for problem in error.errors()]) from None
+
+
+def _reason(problem: dict[str, Any], key: str) -> str:
+    """What is wrong with a key."""
+    if key in MEANT and problem["type"] != "value_error":
+        return f"must be {MEANT[key]}"
+    reason = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{reason[0].lower()}{reason[1:]}"
 
 
 def _told(problem: dict[str, Any]) -> str:
     """One mistake as `key: what is wrong`."""
     key = str(problem["loc"][0]) if problem["loc"] else ""
-    reason = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{key}: {reason[0].lower()}{reason[1:]}" if key else reason
+    reason = _reason(problem, key)
+    return f"{key}: {reason}" if key else reason

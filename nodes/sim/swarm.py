@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from nodes.peers.gates import PeerGates
+from mesh.links.links import AGAIN_S
 from nodes.sim.clockwork import DAY_MS, START_MS, Clockwork
 from nodes.sim.hostile import TRICKS, Hostile
 from nodes.sim.mesh import PERSON, Mesh, home
@@ -18,14 +18,13 @@ from nodes.sim.shares import COMMON, Share, roads, shares
 from protocol.acts import RANDOM_BYTES, Act, new_id
 from protocol.budget import Budget
 from protocol.certificate import Certificate
-from protocol.crossing import sent_basins
 from protocol.keys import MeshId
 from protocol.link import QUOTAS, Relationship, apply, declare, next_body
 from protocol.statement import MAX_AHEAD_MS, Changes, May
 
 HOUR_MS: Final = 3_600_000
-LINKED_MS: Final = START_MS + 60_000  # when all are linked; what was said before is history
-SETTLE_MS: Final = 10_000  # from then until somebody speaks, beside what the clocks are wrong by
+HISTORY_MS: Final = 120_000  # what is said before anybody is linked, and the answers to it
+SETTLE_MS: Final = 10_000  # until somebody speaks, beside what the clocks are wrong by
 PATIENCE_MS: Final = 30 * DAY_MS  # for what waits for quotas, after the last word
 STATEMENT: Final = Budget(0, 0, 0, 0)  # nobody's ems answer what is said of a relationship
 
@@ -47,7 +46,9 @@ class Swarm:
         hostile = self._chosen(plan.hostile)
         self.hostile = sum(hostile)
         skews = [round(self._dice.uniform(-plan.skew, plan.skew) * 1000) for _ in range(plan.nodes)]
-        first = LINKED_MS + SETTLE_MS + 2 * round(plan.skew * 1000)
+        wrong_ms = 2 * round(plan.skew * 1000)
+        self.linked_ms = START_MS + HISTORY_MS + wrong_ms  # on every clock, history is dated before this
+        first = self.linked_ms + SETTLE_MS + wrong_ms
         self.times = (first, first + round(plan.hours * HOUR_MS))
         third = (self.times[1] - first) // 3
         self.cut_ms = (first + third, first + 2 * third) if plan.partition else (0, 0)
@@ -69,7 +70,7 @@ class Swarm:
             for place in range(self.plan.history):
                 self.clockwork.at(START_MS + place, self._remember, mesh)
         for at in range(len(self.meshes)):
-            self.clockwork.at(LINKED_MS, self._open, at)
+            self.clockwork.at(self.linked_ms, self._open, at)
             self._next_word(at, self.times[0])
         for mesh in self.meshes:
             if isinstance(mesh, Hostile):
@@ -152,11 +153,11 @@ class Swarm:
         """How two see each other after the one has invited the other, who agreed."""
         here, there = Relationship(one.id, other.id), Relationship(other.id, one.id)
         invited = self._statement(one, here, "invite", gives, takes)
-        here = declare(here, invited, LINKED_MS, _is_em)
-        there = apply(there, one.id, invited, LINKED_MS, _is_em)
+        here = declare(here, invited, self.linked_ms, _is_em)
+        there = apply(there, one.id, invited, self.linked_ms, _is_em)
         agreed = self._statement(other, there, "link", takes, gives)
-        there = declare(there, agreed, LINKED_MS, _is_em)
-        return apply(here, other.id, agreed, LINKED_MS, _is_em), there
+        there = declare(there, agreed, self.linked_ms, _is_em)
+        return apply(here, other.id, agreed, self.linked_ms, _is_em), there
 
     def _statement(
         self, mesh: Mesh, seen: Relationship, kind: str, gives: dict[str, May], takes: dict[str, May]
@@ -168,8 +169,8 @@ class Swarm:
             trust=self.plan.trusting,
             quota=self.plan.allowance,
         )
-        identity = new_id(LINKED_MS, mesh.dice.randbytes(RANDOM_BYTES))
-        return Act(identity, kind, PERSON, [], identity, STATEMENT, LINKED_MS, next_body(seen, kind, changes))
+        identity = new_id(self.linked_ms, mesh.dice.randbytes(RANDOM_BYTES))
+        return Act(identity, kind, PERSON, [], identity, STATEMENT, self.linked_ms, next_body(seen, kind, changes))
 
     # What happens
 
@@ -179,7 +180,7 @@ class Swarm:
     def _remember(self, mesh: Mesh) -> None:
         """Something that was said before anybody was linked."""
         basin = self._basin(mesh)
-        mesh.say(basin, [mesh.root(basin, (), "to myself")], is_history=True)
+        mesh.say(basin, [mesh.root(basin, (), "to myself")])
 
     def _open(self, at: int) -> None:
         for session in self.meshes[at].sessions.values():
@@ -211,7 +212,9 @@ class Swarm:
             if away[mesh.number] and not away[self.numbers[session.peer]]
         ]
         self.clockwork.at(self.cut_ms[0], _cut, ends)
-        self.clockwork.at(self.cut_ms[1], _mend, ends)
+        longest_ms = min(round(AGAIN_S[1] * 1000), self.cut_ms[1] - self.cut_ms[0])
+        for end in ends:  # whoever dials in vain waits for up to a minute between two attempts
+            self.clockwork.at(self.cut_ms[1] + self._net_dice.randrange(longest_ms + 1), _mend, end)
 
 
 def _cut(ends: Sequence[Session]) -> None:
@@ -221,10 +224,9 @@ def _cut(ends: Sequence[Session]) -> None:
         end.far.close()
 
 
-def _mend(ends: Sequence[Session]) -> None:
-    for end in ends:
-        end.cut = end.far.cut = False
-        end.dial()
+def _mend(end: Session) -> None:
+    end.cut = end.far.cut = False
+    end.dial()
 
 
 def _is_em(author: str) -> bool:

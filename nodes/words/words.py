@@ -56,9 +56,13 @@ log = structlog.get_logger(__name__)
 
 
 class Use(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="use"):
-    """The digests of all that the sender's mesh uses and the receiver may know of."""
+    """The digests of all that the sender's mesh uses and the receiver may know of.
+
+    `begins`: the receiver is to say the same of itself; one of the two may have spoken before the other listened.
+    """
 
     digests: _Digests
+    begins: bool
 
 
 class Ask(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="ask"):
@@ -123,7 +127,7 @@ class Words:
     def begin(self, peer: MeshId) -> Iterable[bytes]:
         """Tell what we use."""
         self._said[peer] = self._shown_to(peer)
-        return [_encode(Use(sorted(self._said[peer])))]
+        return [_encode(Use(sorted(self._said[peer]), True))]
 
     def told(self, peer: MeshId, data: bytes) -> None:
         """A peer tells what it uses, asks for terms, or gives some. Raises BadMessage."""
@@ -139,6 +143,8 @@ class Words:
                     self._tables.keep_told(peer, self.lexicon.told[peer])
                     self._keep()
                 self._ask(peer)
+                if message.begins:
+                    self._tell(peer)
             case Ask():
                 self._answer(peer, digests)
             case Terms():
@@ -163,13 +169,9 @@ class Words:
         self._stale = False
         for mesh in list(self._peers.links.sessions):
             peer = self._peers.peers.get(mesh)
-            shown = self._shown_to(mesh)
-            if peer is None or not is_heard(peer) or self._said.get(mesh) == shown:
+            if peer is None or not is_heard(peer) or self._said.get(mesh) == self._shown_to(mesh):
                 continue
-            if self._peers.tell(mesh, WORDS, _encode(Use(sorted(shown)))):
-                self._said[mesh] = shown
-            else:
-                self._stale = True
+            self._stale = not self._tell(mesh) or self._stale
 
     # What the person says
 
@@ -250,6 +252,14 @@ class Words:
         changed = self.lexicon.take_changed()
         self._tables.keep(changed)
 
+    def _tell(self, peer: MeshId) -> bool:
+        """Tell a peer what we use; returns whether it will be said."""
+        shown = self._shown_to(peer)
+        is_said = self._peers.tell(peer, WORDS, _encode(Use(sorted(shown), False)))
+        if is_said:
+            self._said[peer] = shown
+        return is_said
+
     def _ask(self, peer: MeshId) -> None:
         missing = sorted(one for one in self.lexicon.told[peer] if one not in self.lexicon.terms)[:ASKED]
         self._asked[peer] = frozenset(missing)
@@ -269,7 +279,7 @@ class Words:
 
     def _learn(self, peer: MeshId, terms: Iterable[bytes]) -> None:
         """Know what we asked for, under the digest that it has; then ask for what is still missing."""
-        asked, learned = self._asked.pop(peer, frozenset()), False
+        asked, before = self._asked.get(peer, frozenset()), len(self.lexicon.terms)
         with self._store.transaction():
             for data in terms:
                 try:
@@ -278,9 +288,8 @@ class Words:
                     raise BadMessage(str(error)) from None
                 if digest(term) in asked:
                     self.lexicon.learn(term)
-                    learned = True
             self._keep()
-        if learned:
+        if len(self.lexicon.terms) > before:
             self._ask(peer)
 
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from world import ANSWER_S, Member, World, check, soon, spread, world
+from world import AWAY, Member, World, check, figure, soon, spread, world
 
 from nodes.client import Client
-from nodes.errors import NodeError
 
 SCHEDULES = int(os.environ.get("AMPMESH_KILLS", "20"))
 FIRST = int(os.environ.get("AMPMESH_KILLS_FROM", "1"))
@@ -55,7 +54,7 @@ class Voice:
         """Speak until stopped; a node that died is asked again with other words."""
         self._stop = False
         while not self._stop:
-            with contextlib.suppress(NodeError, TimeoutError):
+            with contextlib.suppress(*AWAY):
                 await self.member.hands(self._some)
             await asyncio.sleep(0.02)
 
@@ -139,5 +138,4 @@ async def test_random_kills_lose_double_leak_and_disorder_nothing(
         assert not cyd.holds(b" den ")
         for member in one.members:
             assert "Traceback" not in member.home.path.joinpath("up.log").read_text("utf-8")
-        with capsys.disabled():
-            print(f" [{len(seeds)} schedules, {sum(voice.tried for voice in voices)} acts] ", end="")
+        figure(capsys, f"{len(seeds)} schedules, {sum(voice.tried for voice in voices)} acts")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from network import NEEDED, Cable, allowed
-from world import Member, World, check, spread, world
+from world import Member, World, check, figure, spread, world
 
 from nodes.client import Client
 
@@ -87,8 +87,7 @@ async def test_who_was_away_during_3000_acts_has_all_of_them_within_seconds(
         await bob.start()
         await spread(one.members)
         took_s = time.monotonic() - began
-        with capsys.disabled():
-            print(f" [3,000 acts are there {took_s:.2f} s after the start of the process] ", end="")
+        figure(capsys, f"3,000 acts are there {took_s:.2f} s after the start of the process")
         assert took_s < 30
         check(one.members)
         assert bob.count() == 3_000
@@ -147,8 +146,7 @@ async def test_a_link_that_is_cut_under_load_and_then_loses_packets_loses_nothin
             stop.set()
         one.network.lay(ada.machine, bob.machine, Cable())
         await spread(one.members)
-        with capsys.disabled():
-            print(f" [{cut_s:.0f} s cut: {len(missed)} acts at both {caught_s:.1f} s after it, with 30 % loss] ", end="")
+        figure(capsys, f"{cut_s:.0f} s cut: {len(missed)} acts are at both {caught_s:.1f} s after it, with 30 % loss")
         check(one.members)
         for member in one.members:
             own = [act.text for act in ada.acts() if act.mesh == member.mesh]

@@ -141,6 +141,27 @@ async def test_a_command_is_obeyed_once_and_says_so_once(world: Alone) -> None:
     assert [entry.act.author for entry in recent(world.here.ground.store, "tea", 9)] == [OWNER, OWNER, "bob"]
 
 
+async def test_what_is_asked_for_in_a_disputes_room_is_said_in_the_persons_name(world: Alone) -> None:
+    """And is shown there by the message itself; who is no party gets a sentence, and so does whoever asks elsewhere."""
+    world.hears(said("$one", "!mesh settle"))
+    await world.idle()
+    begun = await world.here.say("tea", "what went wrong", [])
+    world.bridge.hearing.party = lambda user, _, kind, text: (
+        ([begun.id], {"text": f"{kind}: {text}"}) if user == OWNER else "No."
+    )
+    event = said("$two", "!mesh settle all   is well")
+    world.hears(event, said("$three", "!mesh settle", "@eve:x"))
+    await world.idle()
+    world.hears(event)
+    await world.idle()
+    assert notices(world) == ["This room is not that of a dispute.", "Said.", "No."]
+    last = recent(world.here.ground.store, "tea", 9)[1:]
+    assert [(one.act.author, one.act.kind, one.act.text, one.act.refs) for one in last] == [
+        ("mara", "settle", "settle: all is well", [begun.id])
+    ]
+    assert not any("settle: all" in str(content) for _, content in world.server.sent())
+
+
 async def test_what_can_be_asked_for_without_anything_having_been_said(world: Alone) -> None:
     """Why, budget and next in a room where nothing was ever said."""
     world.hears(said("$one", "!mesh why"), said("$two", "!mesh budget"), said("$three", "!mesh next"))

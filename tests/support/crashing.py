@@ -25,7 +25,7 @@ def die(*_: object) -> None:
 def crash_at(boundary: str) -> None:
     publish, hear = Outbox._publish, Runtime.hear
     if boundary == "before decision":
-        Ledger._check = die  # type: ignore[method-assign,assignment]
+        Ledger.take = die  # type: ignore[method-assign,assignment]
     if boundary == "within decision":
 
         def hear_and_die(self: Runtime, entries: Sequence[Any]) -> None:

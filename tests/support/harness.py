@@ -12,11 +12,15 @@ from mesh.links.ground import LINKS_SCHEMA
 from mesh.store import MESH_SCHEMA, Store
 from mesh.trust import Trust
 from nodes.config import MeshConfig
+from nodes.disputes.tables import DISPUTES_SCHEMA
 from nodes.matrix.tables import BRIDGE_SCHEMA
 from nodes.media import Media
 from nodes.models.base import Model
 from nodes.node import Ground, Identity, Node
+from nodes.peers.recovery import RECOVERY_SCHEMA
 from nodes.peers.tables import PEERS_SCHEMA
+from nodes.peers.ways import WAYS_SCHEMA
+from nodes.presence.tables import PRESENCE_SCHEMA
 from nodes.prompt import Style
 from nodes.speaker import Models
 from nodes.turns import TURNS_SCHEMA
@@ -40,7 +44,11 @@ SCHEMAS = {
     "rooms": BRIDGE_SCHEMA,
     "links": LINKS_SCHEMA,
     "peers": PEERS_SCHEMA,
+    "ways": WAYS_SCHEMA,
     "words": WORDS_SCHEMA,
+    "disputes": DISPUTES_SCHEMA,
+    "recovery": RECOVERY_SCHEMA,
+    "presence": PRESENCE_SCHEMA,
 }
 MESH_ID = MeshId(MESH.public)
 BUDGET = Budget(6, 16, 50_000, NOW + 600_000)

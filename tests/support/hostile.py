@@ -1,15 +1,15 @@
 """A peer gone bad: python hostile.py ATTACK HOME VICTIM_MESH HOST:PORT [HOME_OF_THE_VICTIM].
 
-It has all keys of HOME, whose owner was linked with the victim, and says to the victim's node what no node says. For the
-attacks on a nats-server (`RAW`) it runs beside it, with no key, with a foreign one and with the owner's client key. On
+It has all keys of HOME, whose owner was linked with the victim, and says to the victim's node what no node says. For
+`raw` it runs beside the victim's nats-server, with no key, with a foreign one and with the owner's client key. On
 standard output: a JSON line that it has begun, and one with what it met.
 """
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import json
-import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from mesh.clock import now_ms
+from mesh.entries import recent
 from mesh.errors import MeshError
 from mesh.links.channel import Sealed, Self, call
 from mesh.links.messages import Beat, Frames, Hello, Kept, Matter, Missing, Note, Papers, decode, encode
@@ -85,8 +86,6 @@ class Bad:
 
     def first_of_the_victim(self) -> tuple[bytes, Budget]:
         """The first act of the victim's in tea: its id, and what it began with."""
-        from mesh.entries import recent
-
         with records(self.home) as store:
             assert store is not None
             act = next(entry.act for entry in recent(store, "tea", 1_000) if entry.mesh == self.victim)
@@ -101,6 +100,11 @@ def act(text: str, *, at_ms: int | None = None, **fields: Any) -> Act:
     budget = fields.get("budget", Budget(6, 16, 50_000, now + 600_000))
     body = {"text": text} | fields.get("body", {})
     return Act(identity, fields.get("kind", "say"), fields.get("author", "bob"), refs, root, budget, now, body)
+
+
+def tell_test(met: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(met) + "\n")
+    sys.stdout.flush()
 
 
 async def tell(sealed: Sealed, number: int, frames: Sequence[bytes]) -> int:
@@ -169,12 +173,7 @@ async def replay(bad: Bad) -> dict[str, Any]:
     old, again = bad.others(), act("I say this once")
     async with bad.link() as sealed:
         for number in range(1, 41):
-            await tell(sealed, number, (old * 64)[:48] + [bad.frame(again)])
-    return {}
-
-
-async def steal(bad: Bad) -> dict[str, Any]:
-    """The ids of a third one's acts in a basin of theirs are used up with words of ours, before they come."""
+            await tell(sealed, number, [*(old * 64)[:48], bad.frame(again)])
     return {}
 
 
@@ -267,7 +266,15 @@ async def papers(bad: Bad) -> dict[str, Any]:
 
 
 async def noise(bad: Bad) -> dict[str, Any]:
-    return await pour(bad, lambda: (secrets.token_bytes(200) for _ in range(300)))
+    """What is no message: the victim hangs up, and we come back, again and again."""
+    hung_up = 0
+    for _ in range(100):
+        with contextlib.suppress(MeshError, OSError):
+            async with bad.link() as sealed:
+                await sealed.send(secrets.token_bytes(200))
+                await _read(sealed)
+        hung_up += 1
+    return {"hung_up": hung_up}
 
 
 async def bulk(bad: Bad) -> dict[str, Any]:
@@ -321,8 +328,8 @@ async def crowd(bad: Bad) -> dict[str, Any]:
             writer.write(upgrade[place : place + 1])
         if place % 10 == 0:
             await asyncio.sleep(0.05)
-    print(json.dumps({"held": len(held), "refused": refused}), flush=True)
-    await asyncio.to_thread(sys.stdin.read)  # until the test has looked
+    tell_test({"held": len(held), "refused": refused})
+    await asyncio.Event().wait()  # until we are killed
     return {}
 
 
@@ -369,15 +376,14 @@ async def raw(bad: Bad, there: Home) -> dict[str, Any]:
         info = json.loads((await reader.readline())[5:])
         login: dict[str, Any] = {"verbose": False, "pedantic": False, "lang": "raw", "version": "0"}
         if seed is not None:
-            import base64
-
             key = from_seed(seed.encode())
             signed = base64.urlsafe_b64encode(key.sign(info["nonce"].encode())).rstrip(b"=").decode()
             login |= {"nkey": key.public_key.decode(), "sig": signed}
         commands = [b"CONNECT " + json.dumps(login).encode(), b"PING", *_api(there), b"PING"]
         met[name] = await _say_raw(reader, writer, commands)
     met["10 MB"] = await _say_raw(*await asyncio.open_connection("127.0.0.1", port), [b"x" * 10_000_000])
-    met["half open"] = len([await asyncio.open_connection("127.0.0.1", port) for _ in range(500)])
+    held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(500)]
+    met["half open"] = len(held)
     return met
 
 
@@ -410,7 +416,7 @@ async def _say_raw(
     async def listen() -> None:
         with contextlib.suppress(OSError):
             while line := await reader.readline():
-                kind = line.decode("utf-8", "replace").split(" to ")[0].strip()[:60]
+                kind = line.decode("utf-8", "replace").partition(" to ")[0].strip()[:48]
                 met[kind] = met.get(kind, 0) + 1
 
     async with asyncio.TaskGroup() as group:
@@ -420,6 +426,8 @@ async def _say_raw(
                 writer.write(command + b"\r\n")
                 if number % 1_000 == 0:
                     await writer.drain()
+                if writer.is_closing():
+                    break
             await writer.drain()
         await asyncio.wait([listening], timeout=3)
         listening.cancel()
@@ -430,16 +438,27 @@ async def _say_raw(
 ATTACKS: dict[str, Callable[[Bad], Awaitable[dict[str, Any]]]] = {
     one.__name__: one
     for one in (
-        lie, replay, keys, matters, asides, papers, noise, bulk, forgeries, roots, crowd, knocks
+        lie,
+        replay,
+        keys,
+        matters,
+        asides,
+        papers,
+        noise,
+        bulk,
+        forgeries,
+        roots,
+        crowd,
+        knocks,
     )
-}  # fmt: skip
+}
 
 
 async def main(attack: str, home: str, victim: str, place: str, there: str = "") -> None:
     bad = Bad(Home(Path(home)), MeshId(victim), place)
-    print(json.dumps({"begun": attack, "pid": os.getpid()}), flush=True)
+    tell_test({"begun": attack})
     met = await raw(bad, Home(Path(there))) if attack == "raw" else await ATTACKS[attack](bad)
-    print(json.dumps(met), flush=True)
+    tell_test(met)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,17 @@ from mesh.links.channel import Self
 from mesh.links.messages import Papers
 from mesh.store import Store
 from mesh.trust import Trust
+from nodes.companion import Companions
 from nodes.config import MeshConfig
+from nodes.disputes.disputes import Disputes
+from nodes.disputes.operations import operations as dispute_operations
 from nodes.models.scripted import Scripted
 from nodes.node import Ground, Identity, Node
 from nodes.peers.operations import operations
 from nodes.peers.peers import Peers
+from nodes.presence.introductions import Introductions
+from nodes.presence.operations import operations as presence_operations
+from nodes.presence.presence import Presence
 from nodes.speaker import Models
 from nodes.words.operations import operations as word_operations
 from nodes.words.words import Words
@@ -37,6 +43,9 @@ class Owner:
     node: Node
     peers: Peers
     words: Words
+    disputes: Disputes
+    presence: Presence
+    introductions: Introductions
 
     def __init__(self, name: str, path: Path, broker: MemoryBroker, **basins: Any) -> None:
         self.name, self.path, self.broker = name, path / name, broker
@@ -76,7 +85,10 @@ class Owner:
         self.node = Node(self.config, self.ems, identity, ground)
         self.peers = Peers(self.node, Self(self.signer, self.paper), Papers([self.paper], []))
         self.words = Words(self.node, self.peers)
-        self.node.companion = self.peers
+        self.disputes = Disputes(self.node, self.peers)
+        self.presence = Presence(self.node, self.peers)
+        self.introductions = Introductions(self.node, self.peers, self.presence)
+        self.node.companion = Companions(self.peers, self.disputes)
         async with asyncio.TaskGroup() as group:
             task = group.create_task(self.node.run())
             await self.node.ready.wait()
@@ -104,6 +116,16 @@ class Owner:
     async def vocab(self, operation: str, **given: Any) -> dict[str, Any]:
         """What `mesh vocab` asks of the node."""
         kind, answer = word_operations(self.words, self.peers)[f"vocab_{operation}"]
+        return await answer(msgspec.convert(given, kind))
+
+    async def dispute(self, operation: str, **given: Any) -> dict[str, Any]:
+        """What `mesh dispute` asks of the node."""
+        kind, answer = dispute_operations(self.disputes)[f"dispute_{operation}"]
+        return await answer(msgspec.convert(given, kind))
+
+    async def find(self, operation: str, **given: Any) -> dict[str, Any]:
+        """What `mesh who` and `mesh peer introduce`, `meet` and `decline` ask of the node."""
+        kind, answer = presence_operations(self.peers, self.presence, self.introductions)[operation]
         return await answer(msgspec.convert(given, kind))
 
     async def say(self, text: str, basin: str = "tea") -> None:

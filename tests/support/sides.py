@@ -47,7 +47,16 @@ class Side:
         self.ledger = Ledger(self.bus, self.store, self.trust, lambda: NOW, lambda _entries: None)
         self.who = Self(self.node, paper)
         self.ground = Ground(
-            self.mesh, self.node, self.store, self.bus, self.trust, lambda: NOW, self, Papers([paper], []), "b2:0"
+            self.mesh,
+            self.node,
+            self.store,
+            self.bus,
+            self.trust,
+            lambda: NOW,
+            self,
+            Papers([paper], []),
+            "b2:0",
+            self.ledger,
         )
 
     def met(self, peer: MeshId) -> None:
@@ -73,6 +82,12 @@ class Side:
 
     def refuses(self, peer: MeshId, origin: MeshId, basin: str, act: Act) -> str | None:  # noqa: ARG002
         return "not with me" if act.text == "refuse me" else None
+
+    def recovers(self, peer: MeshId) -> Sequence[str]:  # noqa: ARG002 - nothing was lost here
+        return ()
+
+    def recovered(self, peer: MeshId) -> None:
+        """Nothing was lost here."""
 
     def told(self, peer: MeshId, text: str) -> None:  # noqa: ARG002 - one peer
         self.notes.append(text)

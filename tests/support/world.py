@@ -2,17 +2,21 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import pytest
 from network import Machine, Network, network
 from process import MESH, Process, make_home, up
 
 from mesh.entries import recent
+from mesh.errors import MeshError
 from nodes.client import Client
 from nodes.commands.assembly import connect
 from nodes.errors import NodeError
@@ -22,7 +26,8 @@ T = TypeVar("T")
 
 PORT = 7417
 PATIENCE_S = 60  # of a wait: in vain beyond it, and the test then says what is missing where
-ANSWER_S = 5  # a node that is there answers sooner; one that was just killed never does
+ANSWER_S = 3  # a node that is there answers sooner; one that was just killed never does
+AWAY = (NodeError, MeshError, TimeoutError)  # what it is to ask a node that was just killed
 ALL = 1_000_000
 
 
@@ -49,9 +54,7 @@ class Member:
 
     async def start(self) -> None:
         """Run the node; returns when it is ready."""
-        self.node = await self._running.enter_async_context(
-            up(self.home, (*self.machine.argv, *MESH, "up", "--home"))
-        )
+        self.node = await self._running.enter_async_context(up(self.home, (*self.machine.argv, *MESH, "up", "--home")))
         assert self.home.running() is not None, self.node.said()
 
     async def end(self, number: int = signal.SIGKILL) -> None:
@@ -77,7 +80,9 @@ class Member:
         """Do something with a client of the node, on its machine."""
 
         async def there() -> T:
-            async with connect(self.home) as one:
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout(ANSWER_S):
+                    one = await stack.enter_async_context(connect(self.home))
                 return await work(one)
 
         return await self.machine.do(there())
@@ -172,7 +177,7 @@ class World:
 
     async def line(self, *members: Member) -> None:
         """Link each with the next."""
-        for one, other in zip(members, members[1:], strict=False):
+        for one, other in itertools.pairwise(members):
             await self.link(one, other)
 
 
@@ -208,11 +213,18 @@ def check(members: Iterable[Member], others: Iterable[Member] = (), basin: str =
         assert one.acts(basin) == [], one.name
 
 
+def figure(capsys: pytest.CaptureFixture[str], told: str) -> None:
+    """Have a figure stand in the output of the run."""
+    with capsys.disabled():
+        sys.stdout.write(f" [{told}] ")
+        sys.stdout.flush()
+
+
 async def soon(ask: Callable[[], Awaitable[T]]) -> T:
     """Ask again and again a node that may have been killed, until it answers."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            with contextlib.suppress(NodeError, TimeoutError):
+            with contextlib.suppress(*AWAY):
                 async with asyncio.timeout(ANSWER_S):
                     return await ask()
             await asyncio.sleep(0.05)
