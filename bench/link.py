@@ -3,21 +3,19 @@
     python bench/link.py [--acts 20000] [--rounds 3]
 
 Two whole nodes as `mesh up` runs them, each a process with a nats-server, a synced stream and an em of its own, linked
-by a sealed WebSocket. Idle: an em of the one says something every 10 ms; the time is from saying it until the other
-node has verified it, had its em decide, and committed that (one machine, one monotonic clock), and until the first node
-has heard that it is in the other's synced stream as well. Catch-up: what was said while the link was paused. Raw: two
-nats-servers linked as leaf nodes, core NATS, unsigned, stored nowhere. Rounds alternate; shown are the medians of theirs.
+by a sealed WebSocket. Idle: an em of the one says something every 10 ms. The time is from saying it until the other
+node has verified it, had its em decide, and committed that (one machine, one monotonic clock); and until the first
+node knows that it is in the synced streams of both. Catch-up: what was said while the link was paused. Raw: two
+nats-servers linked as leaf nodes. Rounds alternate; shown are the medians of theirs.
 """
 
 import argparse
 import asyncio
-import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,18 +23,13 @@ from typing import Any
 
 import msgspec
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from footprint import cpu, server_of
-from homeserver import free_port
-from nats.aio.client import Client as Nats
-from nats.aio.msg import Msg
+from leafnodes import leaves
 from rich.console import Console
 from rich.table import Table
 
 from mesh.clock import now_ms
 from mesh.entries import Entry
-from mesh.server import find_server
 from nodes.client import Client
 from nodes.commands import assembly
 from nodes.commands.common import run_loop
@@ -50,22 +43,24 @@ from protocol.budget import Budget
 from protocol.keys import MeshId
 
 IDLE, IDLE_S = 300, 0.01
+HEARD, QUIET = "tea", "harbour"  # a basin in which the ems listen, and one in which nobody does
 TEXT = "x" * 256
 FAR = Budget(6, 1_000_000, 1_000_000_000, 2**50)
 READY_S, LOOK_S = 30.0, 0.01
-EM = "reply_on_name: true\nreply_on_floor: false\nbasins: [tea]\n"
+EM = f"reply_on_name: true\nreply_on_floor: false\nbasins: [{HEARD}]\n"
 NAMES = ("leaf nodes, core NATS, unsigned", "ours: verified and stored there", "  and in both synced streams")
 MOST = ("", "1.2, 5", "")
 
 
 class Say(msgspec.Struct):
-    """A number of acts."""
+    """A number of acts, of a basin."""
 
     acts: int
+    basin: str = HEARD
 
 
 class Measured(Node):
-    """A node that notes by the monotonic clock what it heard in tea, and when."""
+    """A node that notes by the monotonic clock what it heard, and when."""
 
     def __init__(self, *parts: Any) -> None:  # noqa: ANN401 - a Node's
         super().__init__(*parts)
@@ -74,7 +69,7 @@ class Measured(Node):
 
     def _hear(self, entries: Sequence[Entry]) -> None:
         super()._hear(entries)
-        self._fresh += [entry.act.id.hex() for entry in entries if entry.basin == "tea"]
+        self._fresh += [entry.act.id.hex() for entry in entries if entry.basin in (HEARD, QUIET)]
 
     def _proceed(self) -> None:
         if self._fresh:
@@ -104,7 +99,7 @@ class Asked:
             act = self._act()
             acknowledged.clear()
             begun[act.id.hex()] = time.monotonic_ns()
-            await self._node.outbox.say("tea", act)
+            await self._node.outbox.say(wish.basin, act)
             await acknowledged.wait()
             there.append(time.monotonic_ns())
         self._peers.gates.kept = kept  # type: ignore[method-assign]
@@ -114,7 +109,7 @@ class Asked:
         """Say acts all at once; answers when the stream has them."""
         outbox = self._node.outbox
         with self._node.ground.store.transaction():
-            waiting = [outbox.put("tea", self._act()) for _ in range(wish.acts)]
+            waiting = [outbox.put(wish.basin, self._act()) for _ in range(wish.acts)]
         for one in waiting:
             outbox.send(one)
         while outbox.waiting():  # noqa: ASYNC110 - another process stores it
@@ -179,8 +174,8 @@ async def running(folder: Path, name: str) -> AsyncGenerator[Client]:
 
 
 async def link(one: Client, other: Client) -> None:
-    """Both speak in tea, as much as they like."""
-    wish = {"gives": {"tea": "write"}, "takes": {}, "expires_s": 600, "trust": "close"}
+    """Both speak in both basins, as much as they like."""
+    wish = {"gives": {HEARD: "write", QUIET: "write"}, "takes": {}, "expires_s": 600, "trust": "close"}
     code = (await one.request("peer_invite", wish))["code"]
     offer = (await other.request("peer_look", {"code": code}))["offer"]
     await other.request("peer_accept", {"code": code, "offer": offer, "trust": "close"})
@@ -198,85 +193,53 @@ async def idle(one: Client, other: Client) -> tuple[list[float], list[float]]:
     return [(heard[act] - at) / 1e6 for act, at in begun.items()], there
 
 
-async def catch_up(one: Client, other: Client, acts: int) -> tuple[float, list[float]]:
+async def catch_up(one: Client, other: Client, acts: int, basin: str) -> tuple[float, list[float]]:
     """Seconds until a node whose link was paused has stored what was said; CPU seconds of nodes and servers."""
     await one.request("peer_pause", {"peer": "bob"})
-    while (await other.request("peer_show", {"peer": "ada"}))["state"] != "paused":
+    while (await other.request("peer_show", {"peer": "ada"}))["state"] != "paused":  # noqa: ASYNC110 - in another process
         await asyncio.sleep(LOOK_S)
-    await one.request("bench_fill", {"acts": acts})
+    await one.request("bench_fill", {"acts": acts, "basin": basin})
     ends = (one, other)
     before = [(await end.request("bench_heard", {"acts": 0}))["cpu"] for end in ends]
     begun = time.monotonic_ns()
     await one.request("peer_resume", {"peer": "bob"})
     told = [await end.request("bench_heard", {"acts": n}) for end, n in ((other, acts), (one, 0))][::-1]
-    cpus = [now - then for end, first in zip(told, before, strict=True) for now, then in zip(end["cpu"], first)]
+    cpus = [
+        now - then for end, first in zip(told, before, strict=True) for now, then in zip(end["cpu"], first, strict=True)
+    ]
     return (told[1]["heard"]["last"] - begun) / 1e9, cpus
-
-
-async def leaves(folder: Path) -> list[float]:
-    """Milliseconds of a text over two plain servers linked as leaf nodes."""
-    one, two, between = free_port(), free_port(), free_port()
-    hub = {"listen": f"127.0.0.1:{one}", "leafnodes": {"listen": f"127.0.0.1:{between}"}}
-    remotes = [{"url": f"nats-leaf://127.0.0.1:{between}"}]
-    took, heard, processes = list[float](), asyncio.Event(), list[Process]()
-
-    async def take(_: Msg) -> None:
-        heard.set()
-
-    async def quiet(_: Exception) -> None:
-        """The first attempts come before the server is there."""
-
-    try:
-        for config in (hub, {"listen": f"127.0.0.1:{two}", "leafnodes": {"remotes": remotes}}):
-            file = folder / f"leaf{len(processes)}.conf"
-            file.write_text(json.dumps(config), "utf-8")
-            processes.append(await asyncio.create_subprocess_exec(find_server(), "-c", file, stderr=DEVNULL))
-        here, there = Nats(), Nats()
-        for client, port in ((here, one), (there, two)):
-            await client.connect(f"nats://127.0.0.1:{port}", reconnect_time_wait=1, error_cb=quiet)
-        await there.subscribe("tea", cb=take)  # pyright: ignore[reportUnknownMemberType] - nats-py types its futures loosely
-        await there.flush()
-        while not heard.is_set():  # until the link is up
-            await here.publish("tea", b"?")
-            await asyncio.sleep(0.05)
-        for _ in range(IDLE):
-            await asyncio.sleep(IDLE_S)
-            heard.clear()
-            begun = time.monotonic_ns()
-            await here.publish("tea", TEXT.encode())
-            await heard.wait()
-            took.append((time.monotonic_ns() - begun) / 1e6)
-        await here.close()
-        await there.close()
-    finally:
-        for process in processes:
-            process.terminate()
-            await process.wait()
-    return took
 
 
 async def measure(acts: int, rounds: int) -> None:
     """All rounds, and the tables."""
     times: tuple[list[list[float]], ...] = [], [], []
-    late = list[tuple[float, list[float]]]()
+    late = {HEARD: list[tuple[float, list[float]]](), QUIET: list[tuple[float, list[float]]]()}
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         async with running(folder, "ada") as one, running(folder, "bob") as other:
             await link(one, other)
             for _ in range(rounds):
-                for kind, took in zip(times, (await leaves(folder), *(await idle(one, other))), strict=True):
+                plain = await leaves(folder, IDLE, IDLE_S, TEXT.encode())
+                for kind, took in zip(times, (plain, *(await idle(one, other))), strict=True):
                     kind.append(took)
-                late.append(await catch_up(one, other, acts))
-    table = Table("", "p50 ms", "p99 ms", "at most", title="from one owner's node to another's, idle")
-    for name, took, most in zip(NAMES, times, MOST, strict=True):
-        p50, p99 = (statistics.median(statistics.quantiles(one, n=100)[at] for one in took) for at in (49, 98))
+                for basin, took in late.items():
+                    took.append(await catch_up(one, other, acts, basin))
+    show(times, late, acts)
+
+
+def show(times: Sequence[list[list[float]]], late: dict[str, list[tuple[float, list[float]]]], acts: int) -> None:
+    """The tables."""
+    table = Table("", "p50 ms", "p99 ms", "at most", title="from one owner's em to another's, idle")
+    for name, rounds, most in zip(NAMES, times, MOST, strict=True):
+        p50, p99 = (statistics.median(statistics.quantiles(one, n=100)[at] for one in rounds) for at in (49, 98))
         table.add_row(name, f"{p50:.2f}", f"{p99:.2f}", most)
     Console().print(table)
-    took, spent = sorted(late)[rounds // 2]
-    table = Table("acts", "seconds", "acts/s", "at least", "CPU s: sender, its server, receiver, its server")
-    table.title = "catching up after a pause"
-    cells = f"{acts:,}", f"{took:.2f}", f"{acts / took:,.0f}", "50,000", ", ".join(f"{one:.2f}" for one in spent)
-    table.add_row(*cells)
+    table = Table("in a basin", "seconds", "acts/s", "at least", "CPU s: sender, its server", "receiver, its server")
+    table.title = f"catching up with {acts:,} acts after a pause"
+    for basin, name, least in ((QUIET, "where no em listens", "50,000"), (HEARD, "where one does", "")):
+        took, spent = sorted(late[basin])[len(late[basin]) // 2]
+        used = [f"{one:.2f}" for one in spent]
+        table.add_row(name, f"{took:.2f}", f"{acts / took:,.0f}", least, ", ".join(used[:2]), ", ".join(used[2:]))
     Console().print(table)
 
 

@@ -136,6 +136,7 @@ async def plain(port: int, links: int) -> None:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session, asyncio.TaskGroup() as group:
         for _ in range(links):
             group.create_task(hold(await session.ws_connect(f"http://127.0.0.1:{port}/", compress=0)))
+        await asyncio.get_running_loop().create_future()
 
 
 async def beat(socket: Any) -> None:  # noqa: ANN401 - a WebSocket of either end

@@ -270,8 +270,8 @@ class Ledger:
                 self._forgetting.hear(mesh, frame.basin, said)
 
     def _lawful(self, subject: Subject, act: Act) -> bool:
-        """Whether an act stays in its parent's chain and leaves it no more than its parent did."""
-        parent = None if act.is_root else self._parent(act.refs[0])
+        """Whether an act stays in its chain and leaves it no more than its parent did, or its root."""
+        parent = None if act.is_root else self._parent(act.refs[0]) or self._parent(act.root)
         if parent is not None:
             root, budget = parent
             if act.root != root:

@@ -14,6 +14,7 @@ COMMANDS: Final[dict[str, str]] = {
     "chat": "talk with the ems of a basin",
     "say": "say one thing in a basin",
     "redact": "take back what you or your ems said: its words are forgotten",
+    "forget": "--report: who confirmed that they forgot what you took back",
     "tap": "listen to what is said, live and verified",
     "em": "new, list, show, check, fork, lend, take, return: the folders ems are made from",
     "basin": "list, show: what is talked about where",

@@ -125,8 +125,8 @@ class Ground:
     ledger: Hearing
 
 
-def refuse(store: Store, mesh: MeshId, reason: str) -> None:
+def refuse(store: Store, mesh: MeshId, reason: str, times: int = 1) -> None:
     """Count something of a peer's that was refused, by the kind of fault."""
-    sql = "INSERT INTO refusals VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET times = times + 1"
+    sql = "INSERT INTO refusals VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET times = times + excluded.times"
     with store.transaction():
-        store.execute(sql, (mesh, reason))
+        store.execute(sql, (mesh, reason, times))

@@ -107,6 +107,7 @@ class Hub:
         self._pace = Pace(self._limits.bytes_in_all, self._limits.burst)
         self._waiting: dict[tuple[str, bool], _Waiting] = {}
         self._addresses = Counter[str]()
+        self._ends = set[End]()
 
     def has_room(self, address: str) -> bool:
         """Whether one more connection from an IP address is taken; one that is not is counted."""
@@ -120,6 +121,7 @@ class Hub:
     async def serve(self, end: End, address: str, slot: str, calls: bool) -> None:  # noqa: FBT001 - which end it is
         """Have a connection until it returns; `calls`: it is the end that begins."""
         with self._counting(address):
+            self._ends.add(end)
             try:
                 if self._allow is None or await self._is_allowed(end, slot):
                     await self._meet(end, (slot, calls))
@@ -128,7 +130,13 @@ class Hub:
             except WireBroken:
                 pass
             finally:
+                self._ends.discard(end)
                 await end.close()
+
+    async def close(self) -> None:
+        """Hang up on everybody."""
+        for end in list(self._ends):
+            await end.close()
 
     @contextmanager
     def _counting(self, address: str) -> Generator[None]:
@@ -230,6 +238,6 @@ def _counted_as(address: str) -> str:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is None:
-        return str(ipaddress.ip_network((found, IPV6_PREFIX), strict=False))
-    return str(found)
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    return str(found.ipv4_mapped or ipaddress.ip_network((found, IPV6_PREFIX), strict=False))

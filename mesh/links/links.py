@@ -6,7 +6,7 @@ takes the place of what is slower as soon as it is there; what was not acknowled
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,7 +15,7 @@ import structlog
 
 from mesh.errors import MeshError
 from mesh.links.channel import NotAdmitted, Proved, Sealed, Self, answer, call
-from mesh.links.ground import Ground
+from mesh.links.ground import Ground, refuse
 from mesh.links.hub import Hub
 from mesh.links.messages import BadMessage
 from mesh.links.papers import prove
@@ -23,11 +23,11 @@ from mesh.links.session import Session
 from mesh.links.socket import Desk, SocketWire, listening
 from mesh.links.tls import Tls
 from mesh.links.ways import DIRECT, ROOM, Direct, Way
-from mesh.links.wire import Wire, WireBroken
+from mesh.links.wire import TooLong, Wire, WireBroken
 from mesh.words import plain
 from protocol.keys import MeshId
 
-MAX_STRANGERS: Final = 32  # connections at a time that have not proved who they are; more are hung up on
+MAX_STRANGERS: Final = 128  # who have not proved who they are; whoever has waited longest makes room for one more
 AGAIN_S: Final = (0.5, 60.0)  # first and longest wait between two attempts to reach a peer, doubling between
 OPEN_S: Final = 4.0  # for a guest to reach one address or hub, before the next is tried
 HEAD_START_S: Final = 2.0  # of a peer's own addresses before hubs and rooms are tried, when it has any
@@ -76,25 +76,25 @@ class Links:
         self.ready = asyncio.Event()
         self.hub: Hub | None = None
         self.tls: Tls | None = None
-        self.way: Callable[[str], Way] = Direct  # what a URL leads by; a simulation puts ways of its own here
         self._who, self._ground, self._admit, self._greet = who, ground, admit, greet
         self._ways: dict[MeshId, Sequence[Way]] = {}
         self._hosted: Sequence[Way] = ()
         self._keeping: dict[tuple[MeshId | None, Way | None], asyncio.Task[None]] = {}
         self._running: dict[MeshId, _Running] = {}
         self._turn = asyncio.Event()
-        self._strangers = 0
+        self._strangers: list[asyncio.Timeout] = []  # whoever has waited longest first
         self._group: asyncio.TaskGroup | None = None
 
-    def proceed(self) -> None:
-        """Something was stored, or what peers may have has changed: have every session look."""
+    def proceed(self, basins: Collection[str]) -> None:
+        """Something was stored in these basins; none: what peers may have has changed. Have sessions look."""
         for session in self.sessions.values():
-            session.wake()
+            if not basins or session.concerns(basins):
+                session.wake(basins)
 
     def dial(self, peers: Mapping[MeshId, Sequence[Way | str]]) -> None:
         """Keep in touch with exactly these, by one of their ways each (a URL is a peer's own), and who dials us."""
         self._ways = {
-            peer: [self.way(way) if isinstance(way, str) else way for way in ways] for peer, ways in peers.items()
+            peer: [Direct(way) if isinstance(way, str) else way for way in ways] for peer, ways in peers.items()
         }
         self._attend()
 
@@ -158,23 +158,31 @@ class Links:
 
     async def _receive(self, wire: Wire, rank: int) -> None:
         """Somebody begins on a wire."""
-        if self._strangers >= MAX_STRANGERS:
-            await wire.close()
-            return
-        self._strangers += 1
         try:
-            sealed, proved = await answer(wire, self._who, self._admit)
-            if proved.secret:
-                await self._greet(sealed, proved)
-                await wire.close()
-                return
-        except (NotAdmitted, WireBroken, BadMessage) as error:
-            log.info("somebody is not let in", reason=plain(str(error)))
+            async with self._place():
+                sealed, proved = await answer(wire, self._who, self._admit)
+                if proved.secret:
+                    await self._greet(sealed, proved)
+                    await wire.close()
+                    return
+        except (NotAdmitted, WireBroken, BadMessage, TimeoutError) as error:
+            log.info("somebody is not let in", reason=plain(str(error)) or "others were waiting")
             await wire.close()
             return
-        finally:
-            self._strangers -= 1
         await self._talk(_Shaken(sealed, proved, rank, calls=False))
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncGenerator[None]:
+        """A stranger's place, while the block runs. Raises TimeoutError in it when somebody else needs the place."""
+        if len(self._strangers) >= MAX_STRANGERS:
+            self._strangers.pop(0).reschedule(0)
+        async with asyncio.timeout(None) as mine:
+            self._strangers.append(mine)
+            try:
+                yield
+            finally:
+                if mine in self._strangers:
+                    self._strangers.remove(mine)
 
     async def _wait_for_guests(self, way: Way) -> None:
         """Wait in a slot for ever, for one after another."""
@@ -335,10 +343,11 @@ class Links:
     async def _run(self, session: Session) -> None:
         try:
             await session.run()
+        except* (BadMessage, TooLong) as errors:
+            refuse(self._ground.store, session.peer, BadMessage.__name__)
+            log.warning("a peer speaks nonsense", peer=session.peer[:8], reason=plain(str(errors.exceptions[0])))
         except* (WireBroken, NotAdmitted) as errors:
             log.debug("a link broke", peer=session.peer[:8], reason=plain(str(errors.exceptions[0])))
-        except* BadMessage as errors:
-            log.warning("a peer speaks nonsense", peer=session.peer[:8], reason=plain(str(errors.exceptions[0])))
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ A paper proves itself by its mesh's signature, whoever brought it. How many are 
 nodes, and whoever sends thousands wants our memory.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
@@ -13,8 +14,8 @@ from mesh.links.ground import Ground, refuse
 from mesh.links.messages import Papers
 from mesh.store import Store
 from mesh.trust import Trust
-from protocol.certificate import Certificate, Revocation, read_certificate, read_revocation
-from protocol.errors import ProtocolError
+from protocol.certificate import Certificate, read_certificate, read_revocation
+from protocol.errors import BadCertificate, ProtocolError
 from protocol.keys import MeshId
 
 MAX_NODES: Final = 64  # certificates that are kept of one mesh, beside those whose nodes proved to hold their key
@@ -48,26 +49,31 @@ def prove(ground: Ground, data: bytes) -> None:
     """Take in the certificate that a peer's node has proved to hold."""
     certificate = read_certificate(data)
     ground.trust.learn(certificate, proved=True)
-    _save(ground, certificate, data, proved=True)
+    with ground.store.transaction():
+        _save(ground, certificate, data, proved=True)
 
 
-def learn(ground: Ground, peer: MeshId, papers: Papers) -> None:
-    """Take in what a peer shows; what proves nothing is counted."""
-    for data in papers.certificates:
-        try:
-            _certificate(ground, read_certificate(data), data)
-        except ProtocolError as error:
-            refuse(ground.store, peer, type(error).__name__)
-    for data in papers.revocations:
-        try:
-            _revocation(ground, read_revocation(data), data)
-        except ProtocolError as error:
-            refuse(ground.store, peer, type(error).__name__)
+def learn(ground: Ground, peer: MeshId, papers: Papers) -> int:
+    """Take in what a peer shows; what proves nothing or is too much is counted. Returns how much that was."""
+    faults = Counter[str]()
+    with ground.store.transaction():  # one for all: a commit costs as much as a check
+        for take, all_of_them in ((_certificate, papers.certificates), (_revocation, papers.revocations)):
+            for data in all_of_them:
+                try:
+                    take(ground, data)
+                except ProtocolError as error:
+                    faults[type(error).__name__] += 1
+    for reason, times in faults.items():
+        refuse(ground.store, peer, reason, times)
+    return faults.total()
 
 
-def _certificate(ground: Ground, certificate: Certificate, data: bytes) -> None:
-    if certificate.mesh == ground.mesh or not _has_room(ground, certificate):
+def _certificate(ground: Ground, data: bytes) -> None:
+    certificate = read_certificate(data)
+    if certificate.mesh == ground.mesh:
         return
+    if not _has_room(ground, certificate):
+        raise BadCertificate("it is one more of its mesh, or in all, than are kept")
     if ground.trust.learn(certificate):
         _save(ground, certificate, data, proved=False)
 
@@ -89,14 +95,13 @@ def _save(ground: Ground, certificate: Certificate, data: bytes, *, proved: bool
         "INSERT INTO link_papers VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
         " SET data = excluded.data, proved = max(proved, excluded.proved)"
     )
-    with ground.store.transaction():
-        ground.store.execute(sql, (certificate.mesh, certificate.node, data, proved))
+    ground.store.execute(sql, (certificate.mesh, certificate.node, data, proved))
 
 
-def _revocation(ground: Ground, revocation: Revocation, data: bytes) -> None:
+def _revocation(ground: Ground, data: bytes) -> None:
     """Take in a list of a mesh that is known: those of others would only fill the disk."""
+    revocation = read_revocation(data)
     if revocation.mesh == ground.mesh or not ground.trust.knows(revocation.mesh):
         return
     if ground.trust.revoke(revocation):
-        with ground.store.transaction():
-            ground.store.execute("INSERT OR REPLACE INTO link_revocations VALUES (?, ?)", (revocation.mesh, data))
+        ground.store.execute("INSERT OR REPLACE INTO link_revocations VALUES (?, ?)", (revocation.mesh, data))

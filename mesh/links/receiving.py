@@ -33,7 +33,7 @@ class Receiving:
     """What comes from one peer."""
 
     def __init__(self, peer: MeshId, ground: Ground, say: Say) -> None:
-        self.refused = 0  # frames
+        self.refused = 0  # frames and other messages
         self._peer, self._ground, self._say = peer, ground, say
         self._looks = True
         self._recovering = Recovering(peer, ground, say)
@@ -112,7 +112,8 @@ class Receiving:
     def refuse(self, error: Exception) -> None:
         """Count what was refused against the peer, and tell the person now and then."""
         refuse(self._ground.store, self._peer, type(error).__name__)
-        if self.refused & (self.refused + 1) == 0:  # the 1st, 2nd, 4th, 8th
+        self.refused += 1
+        if self.refused & (self.refused - 1) == 0:  # the 1st, 2nd, 4th, 8th
             log.warning("refused what a peer sent", peer=self._peer[:8], reason=plain(str(error)))
 
     # Gaps

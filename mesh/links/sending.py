@@ -6,7 +6,7 @@ hour or a week. What the peer lacks of a node's count is looked for, and sent ag
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from mesh.links.ground import Ground, Sent
@@ -57,13 +57,30 @@ class Sending:
         self._shown: set[tuple[str, str]] = set()  # nodes whose certificates the peer was sent
         self._asked: deque[Missing] = deque()
         self._missed: dict[str, int] = {}  # basins: acts beyond the limit that were passed over just now
+        self._looked: dict[str, int] = {}  # basins that were looked through, and from which time on
+        self._news: set[str] = set()  # basins in which something new was said since
+
+    def news(self, basins: Collection[str] | None) -> None:
+        """Something new was said in these basins; None: look at all again, whatever is known of them."""
+        if basins is None:
+            self._looked.clear()
+        else:
+            self._news.update(basins)
+
+    def concerns(self, basins: Collection[str]) -> bool:
+        """Whether any of these basins was sent when last looked at; what the peer is sent changes in their own one."""
+        return not self._looked or not self._looked.keys().isdisjoint(basins)
 
     async def send(self) -> None:
         """Send all that there is now. Raises WireBroken."""
-        for sent in self._ground.gates.sent(self._peer):
-            while await self._send_some(sent):
-                pass
-            await self._tell_missed(sent)
+        news, self._news = self._news, set[str]()
+        basins = self._ground.gates.sent(self._peer)
+        looked, self._looked = self._looked, {sent.basin: sent.since_ms for sent in basins}
+        for sent in basins:
+            if sent.basin in news or looked.get(sent.basin) != sent.since_ms:
+                while await self._send_some(sent):
+                    pass
+                await self._tell_missed(sent)
         while self._asked:
             await self._send_again(self._asked.popleft())
 

@@ -6,6 +6,7 @@ directions; here they share a wire.
 
 import asyncio
 from collections import deque
+from collections.abc import Collection
 from typing import Final
 
 from mesh.links.ground import Ground
@@ -37,6 +38,8 @@ SILENT_BEATS: Final = 3.5  # without any word for so many signs of life the wire
 MAX_MATTERS: Final = 256  # waiting to be said for our parts; what must arrive is said again over the next link
 ASIDES_A_MINUTE: Final = 600  # matters, notes and papers that a peer may send: each costs us work and brings no act
 MISSING_COSTS: Final = 20  # of these: to look for missing frames a whole basin is read
+PAPERS_COST: Final = 8  # of them count as one of these: each is a signature to be checked
+REFUSED_S: Final = 0.002  # that nothing is read from a peer for each thing refused: about twenty times its work
 
 
 class Session:
@@ -57,12 +60,17 @@ class Session:
 
     @property
     def refused(self) -> int:
-        """How many frames of this peer's were refused over this wire."""
+        """How many frames and other messages of this peer's were refused over this wire."""
         return self._receiving.refused
 
-    def wake(self) -> None:
-        """Something new was stored, or the peer may have more: look again."""
+    def wake(self, basins: Collection[str] | None = None) -> None:
+        """Something new was stored in these basins, or the peer may have others: look again; None: at all of them."""
+        self._sending.news(basins)
         self._wake.set()
+
+    def concerns(self, basins: Collection[str]) -> bool:
+        """Whether the peer may be sent anything of these basins."""
+        return self._sending.concerns(basins)
 
     def tell(self, topic: str, data: bytes) -> bool:
         """Say something to a part of the peer's node; returns whether it will be said, if the wire holds."""
@@ -96,7 +104,7 @@ class Session:
                 raise WireBroken("the peer has said nothing for too long")
             await self._say(Beat())
             self._receiving.look()  # what is missing still, and was asked for too early, is asked for again
-            self._wake.set()
+            self.wake()
 
     async def _send(self) -> None:
         while True:
@@ -115,9 +123,12 @@ class Session:
             raise BadMessage("the peer does not begin as a node of that mesh does, or speaks another version")
         self.vocabulary = hello.vocabulary
         while True:
+            refused = self.refused
             message = decode(await self._wire.receive())
             self._heard_s = asyncio.get_running_loop().time()
             await self._take(message)
+            if self.refused > refused:
+                await asyncio.sleep(REFUSED_S * (self.refused - refused))
 
     async def _take(self, message: Said) -> None:
         match message:
@@ -139,7 +150,7 @@ class Session:
 
     def _aside(self, message: Missing | Papers | Note | Matter) -> None:
         """What is no act: a bounded number a minute, the rest is dropped and counted."""
-        minute, cost = self._ground.clock() // MINUTE_MS, MISSING_COSTS if isinstance(message, Missing) else 1
+        minute, cost = self._ground.clock() // MINUTE_MS, _cost(message)
         self._asides = self._asides + cost if minute == self._minute else cost
         self._minute = minute
         if self._asides > ASIDES_A_MINUTE:
@@ -150,7 +161,7 @@ class Session:
                 self._sending.missing(message)
                 self._wake.set()
             case Papers():
-                learn(self._ground, self.peer, message)
+                self._receiving.refused += learn(self._ground, self.peer, message)
             case Note():
                 self._ground.gates.told(self.peer, plain(message.text))
             case Matter():
@@ -158,3 +169,10 @@ class Session:
                     self._ground.gates.matter(self.peer, message.topic, message.data)
                 except BadMessage as error:
                     self._receiving.refuse(error)
+
+
+def _cost(message: Missing | Papers | Note | Matter) -> int:
+    """How many of ASIDES_A_MINUTE a message is."""
+    if isinstance(message, Papers):
+        return 1 + (len(message.certificates) + len(message.revocations)) // PAPERS_COST
+    return MISSING_COSTS if isinstance(message, Missing) else 1

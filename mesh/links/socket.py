@@ -15,16 +15,19 @@ from mesh.links.channel import Self
 from mesh.links.hub import MET, PIECE, PROVE, Hub
 from mesh.links.pieces import Joining, cut
 from mesh.links.proof import proof
-from mesh.links.wire import BEAT_S, MAX_SEALED, WireBroken
+from mesh.links.wire import BEAT_S, MAX_SEALED, TooLong, WireBroken
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession, ClientWebSocketResponse, web
+    from aiohttp.web_protocol import RequestHandler
 
 PATH: Final = "/link"
 MEET: Final = "/meet/{slot}/{end}"
 CONNECT_S: Final = 10.0
 PING_S: Final = 30.0  # between pings to a hub where one waits; routers forget a silent connection in minutes
 MAX_CONNECTIONS: Final = 1_024  # at a time; more are turned away
+MAX_WAITING: Final = 256  # connections that have not asked for a link; the one that has waited longest makes room
+ASK_S: Final = 10.0  # until a connection has asked for one: whoever holds it open has it for no longer
 SHUTDOWN_S: Final = 1.0
 CLOSE_S: Final = 1.0  # for the other side to take leave
 _SLOT: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -68,7 +71,9 @@ class SocketWire:
 
     async def close(self) -> None:
         """Hang up. Idempotent."""
-        await self._socket.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await self._socket.close()
         if self._session is not None:
             await self._session.close()
 
@@ -100,8 +105,8 @@ class MetWire:
 class _HubEnd:
     """A connection to our hub."""
 
-    def __init__(self, socket: "web.WebSocketResponse", transport: asyncio.Transport | None) -> None:
-        self._socket, self._transport = socket, transport
+    def __init__(self, socket: "web.WebSocketResponse", request: "web.Request") -> None:
+        self._socket, self._request = socket, request
 
     async def send(self, data: bytes) -> None:
         await self._said(self._socket.send_bytes(data))
@@ -123,12 +128,12 @@ class _HubEnd:
         with suppress(TimeoutError, ConnectionError, RuntimeError):
             async with asyncio.timeout(CLOSE_S):
                 await self._socket.close()
-        if self._transport is not None:
-            self._transport.abort()
+        if isinstance(transport := self._request.transport, asyncio.WriteTransport):
+            transport.abort()
 
 
 async def _received(socket: "ClientWebSocketResponse | web.WebSocketResponse", idle_s: float | None) -> bytes:
-    from aiohttp import WSMsgType
+    from aiohttp import WSCloseCode, WSMsgType
 
     try:
         message: Any = await socket.receive(idle_s)
@@ -136,6 +141,8 @@ async def _received(socket: "ClientWebSocketResponse | web.WebSocketResponse", i
         raise WireBroken("the other end has shown no sign of life") from None
     except (ConnectionError, RuntimeError) as error:
         raise WireBroken("the connection is gone") from error
+    if message.type is WSMsgType.ERROR and getattr(message.data, "code", None) == WSCloseCode.MESSAGE_TOO_BIG:
+        raise TooLong("the other end says more at once than any node does")
     if message.type is not WSMsgType.BINARY:
         raise WireBroken("the other end has hung up")
     return message.data
@@ -181,7 +188,11 @@ async def _dial(url: str, max_bytes: int, ping_s: float | None, trusted: ssl.SSL
     try:
         async with asyncio.timeout(CONNECT_S):
             socket = await session.ws_connect(
-                url, max_msg_size=max_bytes, compress=0, heartbeat=ping_s, ssl=trusted or True
+                url,
+                max_msg_size=max_bytes,
+                compress=0,
+                heartbeat=ping_s,
+                ssl=trusted or True,
             )
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
         await session.close()
@@ -211,17 +222,58 @@ async def listening(host: str, port: int, desk: Desk) -> AsyncGenerator[int]:
         app.router.add_get(PATH, _linking(desk.taken))
     if desk.hub is not None:
         app.router.add_get(MEET, _meeting(desk.hub))
+        app.on_shutdown.append(lambda _app, hub=desk.hub: hub.close())
+    door = _Door()
+    app.middlewares.append(door.pass_by)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, ssl_context=desk.tls)
-        await site.start()
-        yield int(runner.addresses[0][1])
+        made: Any = runner.server
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: door.enter(made()), host, port, ssl=desk.tls)
+        try:
+            yield int(server.sockets[0].getsockname()[1])
+        finally:
+            server.close()
     finally:
         await runner.cleanup()
 
 
 Handler = Callable[["web.Request"], Awaitable["web.StreamResponse"]]
+
+
+class _Door:
+    """Connections that have not asked for anything yet: so many, for so long."""
+
+    def __init__(self) -> None:
+        from aiohttp import web
+
+        self._waiting: dict[RequestHandler, asyncio.TimerHandle] = {}
+
+        @web.middleware
+        async def pass_by(request: web.Request, handler: Handler) -> web.StreamResponse:
+            """Whoever has asked for a link or a meeting is waited for there; anybody else is done."""
+            if request.match_info.http_exception is None:
+                self._passed(request.protocol)
+            return await handler(request)
+
+        self.pass_by = pass_by
+
+    def enter(self, one: "RequestHandler") -> "RequestHandler":
+        """A connection is made."""
+        if len(self._waiting) >= MAX_WAITING:
+            self._end(next(iter(self._waiting)))
+        self._waiting[one] = asyncio.get_running_loop().call_later(ASK_S, self._end, one)
+        return one
+
+    def _passed(self, one: "RequestHandler") -> None:
+        if timer := self._waiting.pop(one, None):
+            timer.cancel()
+
+    def _end(self, one: "RequestHandler") -> None:
+        self._passed(one)
+        if isinstance(one.transport, asyncio.WriteTransport):
+            one.transport.abort()
 
 
 def _linking(taken: Taken) -> Handler:
@@ -233,7 +285,7 @@ def _linking(taken: Taken) -> Handler:
         if places.locked():
             return web.Response(status=503)
         async with places:
-            socket = web.WebSocketResponse(max_msg_size=MAX_SEALED, compress=False)
+            socket = web.WebSocketResponse(max_msg_size=MAX_SEALED, compress=False, timeout=CLOSE_S)
             await socket.prepare(request)
             await taken(SocketWire(socket, None))
         return socket
@@ -253,7 +305,7 @@ def _meeting(hub: Hub) -> Handler:
             return web.Response(status=503)
         socket = web.WebSocketResponse(max_msg_size=PIECE + 1, compress=False, timeout=CLOSE_S)
         await socket.prepare(request)
-        await hub.serve(_HubEnd(socket, request.transport), address, slot, calls)
+        await hub.serve(_HubEnd(socket, request), address, slot, calls)
         return socket
 
     return take

@@ -59,6 +59,8 @@ from nodes.presence.operations import operations as presence_operations
 from nodes.presence.presence import Presence
 from nodes.presence.tables import PRESENCE_SCHEMA
 from nodes.prompt import Style
+from nodes.receipts.receipts import Receipts
+from nodes.receipts.tables import RECEIPTS_SCHEMA
 from nodes.speaker import Models
 from nodes.turns import TURNS_SCHEMA
 from nodes.words.operations import operations as word_operations
@@ -79,6 +81,7 @@ SCHEMAS: Final = {
     "disputes": DISPUTES_SCHEMA,
     "recovery": RECOVERY_SCHEMA,
     "presence": PRESENCE_SCHEMA,
+    "receipts": RECEIPTS_SCHEMA,
 }
 
 log = structlog.get_logger(__name__)
@@ -113,6 +116,7 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
         more: Operations = {**peer_operations(peers), **words, **(_matrix(node, login, media) if login else {})}
         disputes = Disputes(node, peers)
         presence = Presence(node, peers)
+        Receipts(node, peers)
         found = presence_operations(peers, presence, Introductions(node, peers, presence))
         more = {**more, **dispute_operations(disputes), **found}
         if login and isinstance(node.companion, Bridge):

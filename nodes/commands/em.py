@@ -72,7 +72,10 @@ async def _list(options: argparse.Namespace) -> None:
         [em["name"], em["model"], " ".join(em["basins"]), f"{em['lines']:,}", hosted[em["hosted"]], em["from"]]
         for em in rows
     ]
-    lines(table(["NAME", "MODEL", "BASINS", "LINES", "HOSTED", "FROM"], shown))
+    head = ["NAME", "MODEL", "BASINS", "LINES", "HOSTED", "FROM"]
+    if all(em["from"] == "-" for em in rows):
+        head, shown = head[:-1], [row[:-1] for row in shown]
+    lines(table(head, shown))
     if problems:
         lines([f"{counted(len(problems), 'problem')} in em folders; see: mesh em check"])
 

@@ -99,10 +99,11 @@ def _swarm(plan: "Scenario") -> "Swarm | WholeSwarm":
     if plan.whole:
         import gc
 
+        from nodes.commands.assembly import SCHEMAS
         from nodes.sim.whole import WholeSwarm
 
         gc.enable()
-        return WholeSwarm(plan)
+        return WholeSwarm(plan, SCHEMAS)
     from nodes.sim.swarm import Swarm
 
     return Swarm(plan)

@@ -82,6 +82,7 @@ class Peers:
         if node.config.links.hub:
             self.links.hub = Hub(allow=self._may_meet, clock=ground.clock)
         self._heard = asyncio.Event()
+        self._news = set[str]()  # basins of what was heard in a transaction that commits now
         self._saying = asyncio.Lock()
         self._early: dict[MeshId, list[tuple[MeshId, Act]]] = {}
         self._works: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
@@ -109,6 +110,7 @@ class Peers:
     def hear(self, entries: Sequence[Entry]) -> None:
         """Take in statements."""
         self.gates.save()
+        self._news.update(entry.basin for entry in entries)
         for entry in entries:
             if entry.act.kind in STATEMENTS:
                 self._hear(entry)
@@ -117,7 +119,9 @@ class Peers:
 
     def proceed(self) -> None:
         """Send what is new; go on where a statement was waited for."""
-        self.links.proceed()
+        if self._news:
+            news, self._news = self._news, set[str]()
+            self.links.proceed(news)
         self._heard.set()
         for part in self.gates.parts.values():
             part.proceed()
@@ -300,7 +304,7 @@ class Peers:
             for mesh in [mesh for mesh in self.links.sessions if mesh not in welcome]:
                 self.links.drop(mesh)
             self._begin()
-            self.links.proceed()
+            self.links.proceed(())
             if await self._answer():
                 await self._changed.wait()
             else:

@@ -36,7 +36,7 @@ def _numbers(value: object) -> object:
 
 Number = Annotated[int, Field(ge=0, le=HUGE)]
 Two = Annotated[tuple[Number, Number], BeforeValidator(_numbers)]
-Three = Annotated[tuple[Number, Number, Number], BeforeValidator(_numbers)]
+Three = Annotated[tuple[Number, Number, Number] | None, BeforeValidator(_numbers)]
 
 
 class Scenario(Settings):
@@ -53,7 +53,7 @@ class Scenario(Settings):
         default=0.25, ge=0, le=1, description="Share of meshes that pass on the own basin of a peer to another peer."
     )
     trust: Literal["close", "known", "guest"] = Field(default="known", description="How each sees its peers.")
-    quota: Three | None = Field(
+    quota: Three = Field(
         default=(120, 50, 20_000),
         strict=False,
         description="Acts a minute, chains a day and tokens a day of a peer; trust: those of the trust level.",

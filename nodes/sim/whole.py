@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +18,9 @@ import msgspec
 from mesh.bus.memory import MemoryBroker
 from mesh.entries import Entry
 from mesh.links.channel import Self
-from mesh.links.ground import LINKS_SCHEMA
 from mesh.links.messages import Papers
-from mesh.store import MESH_SCHEMA, Store
+from mesh.links.ways import Way
+from mesh.store import Store
 from mesh.trust import Trust
 from nodes.companion import Alone, Companions
 from nodes.config import MeshConfig
@@ -28,7 +28,9 @@ from nodes.models.base import Usage
 from nodes.models.scripted import Scripted
 from nodes.node import Ground, Identity, Node
 from nodes.peers.peers import Peers
-from nodes.peers.tables import PEERS_SCHEMA, Peer
+from nodes.peers.settings import Links
+from nodes.peers.tables import Peer
+from nodes.peers.ways import Ways
 from nodes.sim.clockwork import START_MS
 from nodes.sim.mesh import PERSON, YEAR_MS, home
 from nodes.sim.net import Net, NetWay
@@ -38,7 +40,6 @@ from nodes.sim.shape import pairs
 from nodes.sim.shares import COMMON, roads, shares
 from nodes.sim.virtual import VirtualLoop
 from nodes.speaker import Models
-from nodes.turns import TURNS_SCHEMA
 from protocol.acts import RANDOM_BYTES, new_id
 from protocol.certificate import Certificate, issue, read_certificate
 from protocol.keys import KEY_BYTES, KeyKind, MeshId, NodeId, Signer
@@ -51,7 +52,8 @@ LINKING_S: Final = 60.0  # until all are linked
 ENDING_S: Final = 1_200.0  # after the last word: a chain lasts ten minutes, and a quota's minute one
 LOOK_S: Final = 0.25  # between two looks whether all are linked
 WRITE_S: Final = 3.0  # how long an em takes
-SCHEMAS: Final = {"mesh": MESH_SCHEMA, "turns": TURNS_SCHEMA, "links": LINKS_SCHEMA, "peers": PEERS_SCHEMA}
+
+Schemas = Mapping[str, Sequence[str]]
 
 
 class Ear(Alone):
@@ -72,6 +74,19 @@ class Ear(Alone):
             swarm.heard[self._number].append(entry.act.id)
 
 
+class NetWays(Ways):
+    """All ways lead into the simulation: of two, the one with the lower number calls, and the other waits."""
+
+    def __init__(self, owner: "Owner", who: Self, settings: Links, store: Store, net: Net) -> None:
+        super().__init__(owner.mesh, who, settings, store)
+        self._owner, self._net = owner, net
+
+    def to(self, peer: Peer) -> list[Way]:
+        """The one way to a peer."""
+        here, there = self._owner.number, self._owner.swarm.numbers[peer.mesh]
+        return [NetWay(self._net, frozenset((here, there)), calls=here < there)]
+
+
 class Owner:
     """A person with a node."""
 
@@ -79,7 +94,7 @@ class Owner:
     peers: Peers
 
     def __init__(self, number: int, swarm: "WholeSwarm", folder: Path, skew_ms: int) -> None:
-        self.number, self._swarm, self._skew_ms = number, swarm, skew_ms
+        self.number, self.swarm, self._skew_ms = number, swarm, skew_ms
         self.dice = random.Random(f"{swarm.plan.seed}/{number}")
         key = Signer(self.dice.randbytes(KEY_BYTES), KeyKind.MESH)
         self._signer = Signer(self.dice.randbytes(KEY_BYTES), KeyKind.NODE)
@@ -90,43 +105,36 @@ class Owner:
 
     def clock(self) -> int:
         """The time, as this owner's machine has it."""
-        return self._swarm.now_ms() + self._skew_ms
+        return self.swarm.now_ms() + self._skew_ms
 
-    def make(self, basins: Sequence[str], bus: MemoryBroker, stack: AsyncExitStack) -> None:
+    def make(self, basins: Sequence[str], bus: MemoryBroker, net: Net, stack: AsyncExitStack) -> None:
         """The node, with ems that listen in these basins."""
-        plan = self._swarm.plan
+        plan = self.swarm.plan
         for place in range(plan.ems):
             self._em(f"em{place}-{self.number}", basins)
         hops, acts = plan.budget
         settings = {basin: {"budget": {"hops": min(hops, 64), "acts": min(acts, 4_096)}} for basin in basins}
         config = MeshConfig.model_validate({"name": f"mesh-{self.number}", "human": PERSON, "basins": settings})
-        store = Store(self._folder / "node.db", SCHEMAS)
+        store = Store(self._folder / "node.db", self.swarm.schemas)
         stack.callback(store.close)
         certificate = read_certificate(self._paper)
         models = Models(Scripted(["I think so too.", Usage(500, 150)]), lambda _: "chat", "scripted")
         ground = Ground(bus.connect(), store, models, self.clock)
         identity = Identity(self._signer, certificate, Trust([certificate]), certificate.node)
         self.node = Node(config, self._folder / "ems", identity, ground)
-        self.peers = Peers(self.node, Self(self._signer, self._paper), Papers([self._paper], []))
-        self.node.companion = Companions(self.peers, Ear(self._swarm, self.number))
+        who = Self(self._signer, self._paper)
+        self.peers = Peers(self.node, who, Papers([self._paper], []))
+        self.peers.ways = NetWays(self, who, config.links, store, net)
+        self.node.companion = Companions(self.peers, Ear(self.swarm, self.number))
 
     def _em(self, name: str, basins: Sequence[str]) -> None:
         folder = self._folder / "ems" / name
         folder.mkdir(parents=True)
-        chance = self._swarm.plan.chance
+        chance = self.swarm.plan.chance
         answers = f"reply_on_random: {round(1 / chance)}\n" if chance else ""
         listens = f"basins: [{', '.join(basins)}]\nreply_on_ping: false\ndelay_s: {WRITE_S}\n"
         (folder / "config.yaml").write_text(answers + listens, "utf-8")
         (folder / "chat.txt").write_text(f"<{PERSON}> hello\n<{name}> hello, I am {name}\n", "utf-8")
-
-    def reach(self, net: Net) -> None:
-        """Have addresses lead into the simulation: the one with the lower number calls, the other waits."""
-
-        def way(url: str) -> NetWay:
-            there = int(url.rpartition("-")[2])
-            return NetWay(net, frozenset((self.number, there)), calls=self.number < there)
-
-        self.peers.links.way = way
 
     async def say(self, basin: str, text: str) -> None:
         """Say something; by dice, where the node itself takes what nobody can tell beforehand."""
@@ -138,7 +146,9 @@ class Owner:
 class WholeSwarm:
     """A scenario at work. It needs a folder for a moment, and nothing else of the machine."""
 
-    def __init__(self, plan: Scenario) -> None:
+    def __init__(self, plan: Scenario, schemas: Schemas) -> None:
+        """`schemas` are those of a node's database; see nodes.commands.assembly."""
+        self.schemas = schemas
         self.plan, self.hostile, self.messages = plan, 0, 0
         self.linked = False
         self.refusals: Counter[str] = Counter()
@@ -185,8 +195,7 @@ class WholeSwarm:
             dice = random.Random(f"{self.plan.seed}/net")
             net = Net(dice, self.plan.latency, self.plan.broken)
             for one in owners:
-                one.make(self._basins(one.number), await stack.enter_async_context(MemoryBroker()), stack)
-                one.reach(net)
+                one.make(self._basins(one.number), await stack.enter_async_context(MemoryBroker()), net, stack)
             nodes = [group.create_task(one.node.run(), name=f"node {one.number}") for one in owners]
             for one in owners:
                 await one.node.ready.wait()
@@ -268,6 +277,5 @@ class WholeSwarm:
 
 
 def _peer(one: Owner, other: Owner, accepted: Changes | None = None) -> Peer:
-    """Another mesh as one that nothing was said to yet; its address is its name."""
-    name = f"mesh-{other.number}"
-    return Peer(other.mesh, name, (name,), Relationship(one.mesh, other.mesh), accepted=accepted)
+    """Another mesh as one that nothing was said to yet; it needs no address here."""
+    return Peer(other.mesh, f"mesh-{other.number}", (), Relationship(one.mesh, other.mesh), accepted=accepted)

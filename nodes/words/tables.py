@@ -6,7 +6,8 @@ import msgspec
 
 from mesh.store import Store
 from protocol.keys import MeshId
-from protocol.terms import Changed, Lexicon, Said, read_term, write_term
+from protocol.lexicon import Changed, Lexicon
+from protocol.terms import Said, read_term, write_term
 from protocol.vocabulary import Digest
 
 WORDS_SCHEMA: Final = (

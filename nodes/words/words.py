@@ -25,12 +25,12 @@ from protocol.crossing import plainly, sent_basins
 from protocol.errors import BadTerm
 from protocol.husk import is_husk
 from protocol.keys import MeshId, fingerprint
+from protocol.lexicon import Lexicon
 from protocol.statement import STATEMENTS
 from protocol.terms import (
     MAX_HELD,
     MAX_TERM,
     TERM_ACTS,
-    Lexicon,
     Slot,
     check_digest,
     fold,

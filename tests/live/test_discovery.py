@@ -171,6 +171,7 @@ async def test_mesh_who_beside_two_real_nodes(tmp_path: Path) -> None:
             assert "home" in told
             assert "here now" in told
             assert "aporia awake" in told
+            assert (await run(here, "forget", "--report")).startswith("Nothing was taken back yet")
             await other.stop()
         while (await peer())["here"]:
             await asyncio.sleep(0.05)

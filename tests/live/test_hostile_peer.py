@@ -24,6 +24,7 @@ LATER = {  # not refused at the link, but when the node hears it: it takes the c
     "hops that were not taken",
     "a third one's statement in our own basin",
 }
+EMPTY = {"a statement in a common basin"}  # words without effect: of a relationship the two speak in their own basin
 GROWTH = 40_000_000  # bytes that all floods together may cost the victim
 
 
@@ -94,7 +95,7 @@ async def latency_s(member: Member, times: int = 15) -> float:
             began = time.monotonic()
             text = f"measured {number} {began}"
             await one.say("tea", text)
-            while text not in [act["text"] for act in await one.history("tea", 5)]:
+            while text not in [act["text"] for act in await one.history("tea", 500)]:
                 pass
             took.append(time.monotonic() - began)
         return statistics.median(took)
@@ -111,9 +112,9 @@ async def test_every_lie_of_a_linked_peer_is_refused_and_counted(tmp_path: Path)
         ada, bob, cyd = one.members
         async with attack("lie", one) as lies:
             refused = (await lies.told())["refused"]
-        assert {name for name, times in refused.items() if not times} == LATER
+        assert {name for name, times in refused.items() if not times} == LATER | EMPTY
         async with asyncio.timeout(PATIENCE_S):
-            while sum((await ada.refused(bob)).values()) < len(refused) + 3:  # and three papers
+            while sum((await ada.refused(bob)).values()) < len(refused) - len(EMPTY) + 3:  # and three papers
                 await asyncio.sleep(0.05)
         async with attack("replay", one) as replays:
             await replays.told()
@@ -130,7 +131,7 @@ async def test_every_lie_of_a_linked_peer_is_refused_and_counted(tmp_path: Path)
             assert heard(member, "I say this once") == ["I say this once"]
             assert heard(member, "is here") == ["ada is here", "bob is here", "cyd is here"]
         assert ada.acts("den") == cyd.acts("den")
-        assert (await ada.ask("peer_show", peer=bob.mesh))["their_gives"] == {"tea": "write"}
+        assert (await ada.ask("peer_show", peer=bob.mesh))["their_gives"] == {}
         assert await ada.refused(cyd) == {}
         assert "Traceback" not in ada.node.said()  # type: ignore[union-attr]
 
@@ -210,7 +211,7 @@ async def test_the_bus_is_deaf_to_whoever_is_not_the_node(tmp_path: Path) -> Non
         async with asyncio.timeout(PATIENCE_S):
             while not heard(cyd, "is there still"):
                 await asyncio.sleep(0.05)
-        with pytest.raises(OSError, match="refused"):
+        with pytest.raises(OSError, match="Connect call failed"):
             await one.members[1].machine.do(asyncio.open_connection(ada.machine.address, bus_port(ada)))
 
 

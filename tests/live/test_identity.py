@@ -4,23 +4,32 @@ import asyncio
 import json
 import shutil
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import yaml
+from owners import DAY_MS, Owner, link, owners, until
 from process import client, make_home, mesh, up
 
+from mesh.bus.memory import MemoryBroker
 from mesh.clock import now_ms
 from mesh.links.channel import Self, call
+from mesh.links.messages import Frames, Hello, Kept, decode, encode
 from mesh.links.socket import dial
 from mesh.links.wire import WireBroken
 from mesh.store import Store
 from nodes.commands.assembly import SCHEMAS
 from nodes.home import Home
+from nodes.peers.recovery import Recovery, Remembered
 from protocol.acts import Act, new_id
 from protocol.budget import Budget
+from protocol.certificate import Certificate, Revocation, issue, read_certificate
+from protocol.frame import encode_frame
+from protocol.keys import KeyKind, NodeId, Signer
 
 PATIENCE_S = 30
 
@@ -54,7 +63,8 @@ async def ask(home: Home, operation: str, **given: Any) -> dict[str, Any]:
         return await one.request(f"peer_{operation}", given)
 
 
-async def link(one: Home, other: Home) -> None:
+async def meet(one: Home, other: Home) -> None:
+    """`one` invites `other`: both speak in yappings."""
     invited = await ask(one, "invite", gives={"yappings": "write"}, takes={}, expires_s=600, trust="known")
     seen = await ask(other, "look", code=invited["code"])
     told = await ask(other, "accept", code=invited["code"], offer=seen["offer"], trust="known")
@@ -92,7 +102,7 @@ async def test_a_node_key_is_rotated_and_then_revoked_while_peers_are_linked(tmp
     there = ("--home", bob.path)
     async with up(bob):
         async with up(ada) as node:
-            await link(ada, bob)
+            await meet(ada, bob)
             first = await say(ada, "one")
             await heard(bob, "one")
             assert await node.stop() == 0
@@ -125,7 +135,7 @@ async def test_a_mesh_moves_to_another_machine_and_links_go_on(tmp_path: Path) -
     bob = make_home(tmp_path / "bob", {}, {"name": "bob", "human": "bob"})  # it dials, and cannot be dialled
     async with up(bob):
         async with up(ada) as node:
-            await link(ada, bob)
+            await meet(ada, bob)
             await say(ada, "one")
             await heard(bob, "one")
             assert await node.stop() == 0
@@ -150,7 +160,7 @@ async def test_a_lost_node_has_its_peers_and_its_past_again(tmp_path: Path) -> N
     backup = tmp_path / "ada.backup"
     async with up(bob):
         async with up(ada) as node:
-            await link(bob, ada)
+            await meet(bob, ada)
             await run("keys", "backup", backup, "--home", ada.path)
             assert json.loads(backup.read_bytes())["peers"] != []
             await say(ada, "one")
@@ -185,3 +195,85 @@ async def test_a_lost_node_has_its_peers_and_its_past_again(tmp_path: Path) -> N
             assert await node.stop() == 0
         with_past = [line for line in node.said().splitlines() if "is known again" in line]
         assert len(with_past) == 1
+
+
+# In one process: what is given back, and what is not
+
+
+@asynccontextmanager
+async def recovering(ada: Owner, bob: Owner, path: Path) -> AsyncIterator[Owner]:
+    """Another node of ada's mesh, which has nothing but her keys and bob's address."""
+    async with MemoryBroker() as broker:
+        path.mkdir()  # noqa: ASYNC240 - one folder
+        again = Owner("ada", path, broker)
+        again.signer = Signer(b"another node".ljust(32), KeyKind.NODE)
+        start = now_ms() - 60_000
+        made = Certificate(ada.mesh, NodeId(again.signer.public), start, start + DAY_MS, ["speak"])
+        again.paper = issue(ada.key, made)
+        async with again.up():
+            again.node.identity.trust.learn(read_certificate(ada.paper))
+            remembered = [Remembered(bob.mesh, "bob", [f"127.0.0.1:{bob.port}"])]
+            (path / "recovered.json").write_bytes(msgspec.json.encode(remembered))
+            Recovery(again.node, again.peers).begin(path / "recovered.json")
+            yield again
+
+
+async def test_words_that_were_taken_back_are_not_given_back(tmp_path: Path) -> None:
+    async with owners(tmp_path, "ada", "bob") as (ada, bob), bob.up():
+        async with ada.up():
+            await link(bob, ada)
+            await ada.say("one")
+            regretted = await ada.node.say("tea", "two", [])
+            await until(lambda: bob.heard() == ["one", "two"])
+            await ada.node.redact(regretted.id, "")
+            await until(lambda: "two" not in bob.heard())
+        await bob.say("three")
+        async with recovering(ada, bob, tmp_path / "again") as again:
+            await until(lambda: not again.peers.gates.recovering)
+            assert [text for text in again.heard() if text] == ["one", "three"]
+            assert again.peers.relationship(bob.mesh).state.value == "linked"
+            assert again.refused(bob) == {}
+
+
+async def test_frames_of_our_own_mesh_are_taken_only_where_they_were_asked_for(tmp_path: Path) -> None:
+    """A peer who sends what an earlier node of ours said is refused, but for the basins that are being recovered."""
+    earlier = Signer(b"an earlier node".ljust(32), KeyKind.NODE)
+    async with owners(tmp_path, "ada", "bob") as (ada, bob), ada.up():
+        async with bob.up():
+            await link(ada, bob)
+        made = Certificate(ada.mesh, NodeId(earlier.public), 0, now_ms() + DAY_MS, ["speak"])
+        ada.node.identity.trust.learn(made)
+        frames = [encode_frame(earlier, 1, now_ms(), basin, [act(f"in {basin}")]) for basin in ("tea", "diary")]
+        for stage, refused, heard in ((None, 2, []), ("talk", 1, ["in tea"])):
+            if stage:
+                ada.peers.gates.recovering[bob.mesh] = stage
+            wire = await dial(f"ws://127.0.0.1:{ada.port}")
+            sealed, _ = await call(wire, Self(bob.signer, bob.paper), ada.mesh)
+            await sealed.send(encode(Hello(1, bob.mesh, "b2:0")))
+            for number, data in enumerate(frames, 1):
+                await sealed.send(encode(Frames(number, [data])))
+            kept = list[Kept]()
+            while len(kept) < len(frames):
+                if isinstance(said := decode(await sealed.receive()), Kept):
+                    kept.append(said)
+            await wire.close()
+            assert (sum(one.refused for one in kept), ada.heard()) == (refused, heard)
+            assert ada.heard("diary") == []
+
+
+def act(text: str) -> Act:
+    identity = new_id(now_ms(), text.encode().ljust(10)[:10])
+    return Act(
+        identity, "say", "ada-person", [], identity, Budget(1, 8, 9, now_ms() + 60_000), now_ms(), {"text": text}
+    )
+
+
+async def test_a_link_ends_when_the_node_at_its_other_end_is_revoked(tmp_path: Path) -> None:
+    async with owners(tmp_path, "ada", "bob") as (ada, bob), ada.up(), bob.up():
+        await link(ada, bob)
+        bob.node.identity.trust.revoke(Revocation(ada.mesh, 1, [NodeId(ada.signer.public)]))
+        bob.peers.links.sessions[ada.mesh].wake()
+        await until(lambda: not bob.peers.links.sessions)
+        await ada.say("still me")
+        await until(lambda: not ada.peers.links.sessions)
+        assert bob.heard() == []

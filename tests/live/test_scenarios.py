@@ -152,3 +152,44 @@ async def test_a_link_that_is_cut_under_load_and_then_loses_packets_loses_nothin
             own = [act.text for act in ada.acts() if act.mesh == member.mesh]
             assert sorted(own) == sorted(said[member.name])
             await nothing_refused(member)
+
+
+BUDGET = 30
+
+
+@pytest.mark.parametrize("shape", ["line", "ring"])
+async def test_ten_ems_of_three_owners_that_answer_everything_are_quiet_within_the_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: str
+) -> None:
+    """Each node knows of the others' acts only when it has heard them: with three, two may be said beyond the budget."""
+    async with world(tmp_path) as one:
+        basins = {"tea": {"budget": {"hops": 12, "acts": BUDGET, "tokens": 1_000_000}}}
+        for name, ems in (("ada", 4), ("bob", 3), ("cyd", 3)):
+            always = {f"em-{name}-{place}": "reply_on_all: true\nbasins: [tea]\n" for place in range(ems)}
+            one.member(name, always, basins=basins)
+        await one.start()
+        await joined(one, shape)
+        await one.members[1].say("go on, all of you")
+        async with asyncio.timeout(60):
+            await quiet(one.members)
+        check(one.members)
+        acts = one.members[0].acts()
+        answers = [act for act in acts if act.author.startswith("em-")]
+        figure(capsys, f"{len(answers)} answers for a budget of {BUDGET}")
+        assert len(answers) == len(acts) - 1
+        assert len({act.author for act in answers}) > 3
+        assert len({act.mesh for act in answers}) == 3
+        assert 1 < len(answers) <= BUDGET + 2
+        for member in one.members:
+            await nothing_refused(member)
+
+
+async def quiet(members: list[Member]) -> None:
+    """Wait until nobody writes, nothing waits, and everybody has held the same for a while."""
+    calm, before = 0, list[int]()
+    while calm < 15:
+        status = [await member.ask("status") for member in members]
+        now = [member.count() for member in members]
+        busy = len(set(now)) > 1 or now != before or any(one["speaking"] or one["waiting"] for one in status)
+        calm, before = (0 if busy else calm + 1), now
+        await asyncio.sleep(0.05)

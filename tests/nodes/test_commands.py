@@ -154,7 +154,8 @@ def test_em_list_tells_models_basins_and_lines(run: Run, home: Home) -> None:
     (home.ems / "aporia" / "config.yaml").write_text("model: m-1\nbasins: [yappings, sea]\n", "utf-8")
     assert run("em", "list").splitlines()[1].split() == ["aporia", "m-1", "yappings", "sea", "2", "-"]
     (em,) = json.loads(run("em", "list", "--json"))["ems"]
-    assert em == {"name": "aporia", "model": "m-1", "basins": ["yappings", "sea"], "lines": 2, "hosted": None}
+    told = {"name": "aporia", "model": "m-1", "basins": ["yappings", "sea"], "lines": 2, "hosted": None, "from": "-"}
+    assert em == told
 
 
 def test_em_check_tells_errors_and_notes_with_their_place(run: Run, home: Home) -> None:

@@ -7,6 +7,7 @@ import pytest
 from owners import Owner, link, owners, until
 
 from mesh.clock import now_ms
+from nodes.commands.dispute import shown as page
 from nodes.disputes import halls
 from nodes.disputes.disputes import MAX_OPEN
 from nodes.disputes.rooms import party
@@ -197,7 +198,7 @@ async def test_after_leaving_it_is_readable_and_after_linking_again_it_goes_on(t
         async with ada.up():
             await link(ada, bob)
             name = await raised(ada, bob)
-            await bob.dispute("remedy", dispute=name, text="I go")
+            await bob.dispute("remedy", dispute=name, text="I go\x1b[31m\nnow")
             await knows(ada, name, words=2)
             await bob.ask("leave", peer="ada")
             await until(lambda: ada.peers.relationship(bob.mesh).state.value == "left")
@@ -208,6 +209,9 @@ async def test_after_leaving_it_is_readable_and_after_linking_again_it_goes_on(t
         async with ada.up():
             shown = await ada.dispute("show", dispute=name)
             assert (shown["link"], shown["text"], len(shown["words"])) == ("left", "that was private", 2)
+            assert page(shown)[0] == f"dispute  {name}, open; the link has ended"
+            assert page(shown)[-1].endswith("bob is ready to do: I go [31m now")
+            assert all(line.isprintable() for line in page(shown))
             await link(ada, bob)
             await bob.dispute("respond", dispute=name, text="here I am")
             await knows(ada, name, words=3)

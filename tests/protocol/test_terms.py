@@ -13,10 +13,9 @@ from protocol.acts import Act, check_act, new_id
 from protocol.budget import Budget
 from protocol.errors import BadTerm
 from protocol.keys import KeyKind, MeshId, Signer
+from protocol.lexicon import MAX_SAID, Lexicon
 from protocol.terms import (
-    MAX_SAID,
     MAX_TERM,
-    Lexicon,
     Slot,
     check_digest,
     check_term,

@@ -136,7 +136,7 @@ def lies(bad: Bad) -> dict[str, list[bytes]]:
         "another pair's basin": [bad.frame(act("LIE own basin"), "link-" + "a" * 26)],
         "the basin of the victim and a third": [bad.frame(act("LIE den"), "den")],
         "a third one's act in another basin": [bad.frame(act("LIE elsewhere"), "den")],
-        "a statement in a common basin": [bad.frame(act("LIE share", kind="share", body=statement), "tea")],
+        "a statement in a common basin": [bad.frame(act("what is not mine", kind="share", body=statement), "tea")],
         "a year ahead": [bad.frame(act("LIE ahead"), at_ms=now_ms() + YEAR_MS)],
         "acts dated a year ahead": [bad.frame(act("LIE later", at_ms=now_ms() + YEAR_MS))],
         "a year back, before the certificate": [bad.frame(act("LIE back"), at_ms=now_ms() - 2 * YEAR_MS)],
@@ -411,7 +411,7 @@ async def _say_raw(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, commands: Iterable[bytes]
 ) -> dict[str, int]:
     """Say it all, as long as the server listens; returns what it answered, by kind, and how often."""
-    met: dict[str, int] = {}
+    met, waiting = dict[str, int](), iter(commands)
 
     async def listen() -> None:
         with contextlib.suppress(OSError):
@@ -422,14 +422,10 @@ async def _say_raw(
     async with asyncio.TaskGroup() as group:
         listening = group.create_task(listen())
         with contextlib.suppress(OSError):
-            for number, command in enumerate(commands):
-                writer.write(command + b"\r\n")
-                if number % 1_000 == 0:
-                    await writer.drain()
-                if writer.is_closing():
-                    break
-            await writer.drain()
-        await asyncio.wait([listening], timeout=3)
+            for part in iter(lambda: list(itertools.islice(waiting, 1_000)), []):
+                writer.write(b"".join(command + b"\r\n" for command in part))
+                await writer.drain()
+        await asyncio.wait([listening], timeout=2)
         listening.cancel()
     writer.close()
     return met

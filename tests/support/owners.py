@@ -27,6 +27,7 @@ from nodes.peers.peers import Peers
 from nodes.presence.introductions import Introductions
 from nodes.presence.operations import operations as presence_operations
 from nodes.presence.presence import Presence
+from nodes.receipts.receipts import Receipts
 from nodes.speaker import Models
 from nodes.words.operations import operations as word_operations
 from nodes.words.words import Words
@@ -45,6 +46,7 @@ class Owner:
     words: Words
     disputes: Disputes
     presence: Presence
+    receipts: Receipts
     introductions: Introductions
 
     def __init__(self, name: str, path: Path, broker: MemoryBroker, **basins: Any) -> None:
@@ -87,6 +89,7 @@ class Owner:
         self.words = Words(self.node, self.peers)
         self.disputes = Disputes(self.node, self.peers)
         self.presence = Presence(self.node, self.peers)
+        self.receipts = Receipts(self.node, self.peers)
         self.introductions = Introductions(self.node, self.peers, self.presence)
         self.node.companion = Companions(self.peers, self.disputes)
         async with asyncio.TaskGroup() as group:
