@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-fast test-browser lint types architecture check wheel size lock clean
+.PHONY: demo test test-fast test-kills test-browser lint types architecture check wheel size lock clean
 
 demo: $(VENV)/.runtime  ## set up and watch four ems talk until their budget is spent
 	@$(BIN)/mesh demo
@@ -14,6 +14,9 @@ test: $(VENV)/.dev  ## every test, the live ones included
 
 test-fast: $(VENV)/.dev  ## without the live ones
 	$(BIN)/python -m pytest -q --ignore=tests/live
+
+test-kills: $(VENV)/.dev  ## 200 random schedules of kill -9 over three owners, and a link cut for a minute; 10 minutes
+	AMPMESH_KILLS=200 AMPMESH_CUT_S=60 $(BIN)/python -m pytest -q tests/live -k "random_kills_lose_double or link_that_is_cut"
 
 test-browser: $(VENV)/.browser  ## ems in a Matrix room, seen in a web client; needs npm and chromium
 	$(BIN)/python -m pytest -q tests/browser

@@ -83,14 +83,15 @@ def show(costs: list[Cost]) -> None:
 
 
 WIDTH, HEIGHT, LEFT, TOP, PANEL, DEEP = 760, 320, 60, 40, 280, 210
-STYLE = """text{font:13px sans-serif;fill:#57606a}.t{font-size:14px;font-weight:600}
+STYLE = """text{font:13px sans-serif;fill:#6e7781}
+@media(prefers-color-scheme:dark){text{fill:#9aa4ae}}.t{font-size:14px;font-weight:600}
 .a{stroke:#8b949e;stroke-width:1}.l{fill:none;stroke:#2f81f7;stroke-width:2}.p{fill:#2f81f7}"""
 
 
-def panel(title: str, left: int, points: list[tuple[str, float]]) -> str:
-    """A line through points at even distances, from 0 up."""
+def panel(title: str, left: int, points: list[tuple[str, float]], places: list[float]) -> str:
+    """A line through points, from 0 up; `places` from 0 to 1 say where they stand."""
     top = max(value for _, value in points) * 1.25
-    across = [left + 30 + at * (PANEL - 60) // (len(points) - 1) for at in range(len(points))]
+    across = [left + 25 + round(place * (PANEL - 50)) for place in places]
     up = [round(TOP + DEEP * (1 - value / top)) for _, value in points]
     base = TOP + DEEP
     parts = [
@@ -107,9 +108,11 @@ def panel(title: str, left: int, points: list[tuple[str, float]]) -> str:
 
 def plot(by_nodes: list[Cost], by_links: list[Cost]) -> str:
     """Both rows as SVG, whose greys and blue can be read on white and on black."""
-    one = panel("CPU ms of a mesh, by meshes", LEFT, [(f"{cost.nodes:,}", cost.talk_ms) for cost in by_nodes])
+    even = [at / (len(by_nodes) - 1) for at in range(len(by_nodes))]
+    true = [cost.links / by_links[-1].links for cost in by_links]
+    one = panel("CPU ms of a mesh, by meshes", LEFT, [(f"{cost.nodes:,}", cost.talk_ms) for cost in by_nodes], even)
     middle = LEFT + PANEL + 60
-    other = panel("CPU ms of a mesh, by its relationships", middle, [(f"{c.links}", c.talk_ms) for c in by_links])
+    other = panel("CPU ms of a mesh, by its relationships", middle, [(f"{c.links}", c.talk_ms) for c in by_links], true)
     axes = [
         f'<text x="{LEFT + PANEL // 2}" y="{HEIGHT - 16}" text-anchor="middle">meshes, of 20 relationships each</text>',
         f'<text x="{middle + PANEL // 2}" y="{HEIGHT - 16}" text-anchor="middle">relationships, among 1,000</text>',

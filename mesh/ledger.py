@@ -167,7 +167,7 @@ class Ledger:
 
         Call it while `run` runs, and let whatever it raises end the node: memory is then ahead of the disk.
         """
-        new = {_seal(one.data): one for one in frames if _seal(one.data) not in self._early}
+        new = {_seal(one.data): one for one in frames if _seal(one.data) not in self._early and self._is_vouched(one)}
         if not new:
             return
         with self._store.transaction():
@@ -236,6 +236,15 @@ class Ledger:
             self._refuse(mesh, error)
             return None
         return Checked(subject, frame, data)
+
+    def _is_vouched(self, one: Checked) -> bool:
+        """Whether a frame is of a node that is still in service; this node itself may no longer be."""
+        try:
+            self._trust.check(one.subject, one.frame, self._clock())
+        except ProtocolError as error:
+            self._refuse(one.subject.mesh, error)
+            return False
+        return True
 
     def _insert(self, subject: Subject, frame: Frame, data: bytes) -> _Kept:
         """Keep what is new in a frame; a frame without anything new is not kept again."""

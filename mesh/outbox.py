@@ -197,6 +197,7 @@ class Outbox:
         ]
         self._sequences[basin] = first + len(frames) - 1
         self._hear(signed)
+        await asyncio.sleep(0)  # links send it now: somebody waits for that, and for the server nobody
         await self._store_all(basin, [one.data for one in signed])
 
     async def _store_all(self, basin: str, frames: Sequence[bytes]) -> None:

@@ -13,6 +13,7 @@ from protocol.keys import MeshId
 Mint = Callable[[str, int], Budget]  # a basin and Unix milliseconds: what a chain that begins there then gets here
 
 STOPPED: Final = "Enough for now."  # what a person says who has all talk of a basin end
+SHARES: Final = 2  # of what is left to a mesh, it may have one under way: the rest is for what comes of it
 MAX_CHAINS: Final = 16_384  # chains kept in mind; the oldest is forgotten, and its acts' own budgets still bind
 
 
@@ -35,11 +36,25 @@ class Chain:
     reserved_tokens: int = 0
     stopped: bool = False
     promised: set[bytes] = field(default_factory=set[bytes])
+    others: set[MeshId] = field(default_factory=set[MeshId])  # beside this node's mesh, that were heard in it
 
     @property
     def acts_left(self) -> int:
         """Acts that nobody has said or reserved."""
         return self.limit.acts - self.seen - self.reserved - len(self.promised)
+
+    @property
+    def acts_free(self) -> int:
+        """Acts that may be begun here: while other meshes speak in the chain, a share of what is left, or one.
+
+        What they have begun is not heard yet. The share is small enough that what was begun early is said before the
+        end; there each of n nodes has one act under way, so that n - 1 are said beyond the limit.
+        """
+        if not self.others:
+            return self.acts_left
+        left = self.limit.acts - self.seen
+        share = max(1, left // (SHARES * (len(self.others) + 1)))
+        return min(self.acts_left, share - self.reserved - len(self.promised))
 
     @property
     def tokens_left(self) -> int:
@@ -80,6 +95,8 @@ class Chains:
             chain = self._chains[act.root] = Chain(entry.basin, limit, act.budget, entry.mesh)
             if len(self._chains) > MAX_CHAINS:
                 self._chains.popitem(last=False)
+        if entry.mesh != self._mesh:
+            chain.others.add(entry.mesh)
         if not act.is_root:
             chain.promised.discard(act.id)
             chain.seen += 1
@@ -123,7 +140,7 @@ class Chains:
             return "a person stopped it"
         if reason := chain.spent(act, now_ms):
             return reason
-        if chain.acts_left <= 0:
+        if chain.acts_free <= 0:
             return "no acts left"
         return "no tokens left" if chain.tokens_left <= 0 else None
 

@@ -15,6 +15,7 @@ COMMANDS: Final[dict[str, str]] = {
     "say": "say one thing in a basin",
     "redact": "take back what you or your ems said: its words are forgotten",
     "forget": "--report: who confirmed that they forgot what you took back",
+    "recall": "ask a peer's memory, where it is granted; who asked what",
     "tap": "listen to what is said, live and verified",
     "em": "new, list, show, check, fork, lend, take, return: the folders ems are made from",
     "basin": "list, show: what is talked about where",

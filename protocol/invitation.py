@@ -26,7 +26,7 @@ from protocol.keys import KEY_BYTES, KeyKind, MeshId, Signer, decode_public, enc
 VERSION: Final = 1
 SECRET_BYTES: Final = 10  # 80 bits: beyond guessing by login, and 16 characters
 MAX_ADDRESSES: Final = 4  # at home, on the road, by name, by a relay
-MAX_CODE: Final = 4_096  # characters that are looked at; the longest code, in groups, has 2,060
+MAX_CODE: Final = 4_096  # characters that are looked at; the longest code, in groups, has 2,075
 GROUP: Final = 5  # characters between dashes: what a person keeps in mind while typing
 SCHEME: Final = "mesh:"
 

@@ -226,8 +226,8 @@ class Links:
             except (NotAdmitted, WireBroken) as error:
                 log.debug("a peer is not reached", peer=peer[:8], reason=plain(str(error)))
                 continue
-            await self._talk(shaken)
-            return True
+            if await self._talk(shaken):
+                return True
         return False
 
     async def _opened(self, peer: MeshId, way: Way) -> Wire | None:
@@ -306,19 +306,22 @@ class Links:
             return True
         return new.calls == (self._ground.mesh < new.proved.mesh)
 
-    async def _talk(self, new: _Shaken) -> None:
-        """One session, to its end; or none, when there is a better one."""
+    async def _talk(self, new: _Shaken) -> bool:
+        """One session, to its end; or none, when there is a better one. Returns False where the peer said nothing.
+
+        Whoever does not let us in proves who they are before they hang up.
+        """
         peer = new.proved.mesh
         while before := self._running.get(peer):
             if not self._gives_way(before, new):
                 await new.sealed.close()
-                return
+                return True
             before.task.cancel()
             await asyncio.wait([before.task])
             if self._running.get(peer) is before:
                 self._ended(peer)
         if self._group is None:
-            return
+            return False
         prove(self._ground, new.proved.certificate)
         session = Session(peer, new.sealed, self._ground)
         session.node = new.proved.node
@@ -335,6 +338,7 @@ class Links:
                 self._ended(peer)
             await new.sealed.close()
         log.info("a link is down", peer=peer[:8])
+        return session.vocabulary is not None
 
     def _ended(self, peer: MeshId) -> None:
         del self._running[peer], self.sessions[peer]
@@ -359,7 +363,7 @@ async def knocking(ways: Sequence[Way], who: Self, mesh: MeshId, secret: bytes) 
             async with asyncio.timeout(OPEN_S if way.rank != ROOM else None):
                 wire = await way.open()
         except (WireBroken, TimeoutError) as error:
-            reason = error if isinstance(error, WireBroken) else WireBroken("nobody is there")
+            reason = error if isinstance(error, WireBroken) else WireBroken("nobody waits for you there any more")
             continue
         try:
             sealed, _ = await call(wire, who, mesh, secret)

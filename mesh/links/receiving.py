@@ -71,6 +71,8 @@ class Receiving:
         except ProtocolError as error:
             self.refuse(error)
             return None
+        if self._recovering.puts_off(mesh, frame):
+            return None
         if reason := self._barred(mesh, frame):
             self.refuse(BadMessage(reason))
             return None

@@ -21,6 +21,7 @@ from protocol.vocabulary import BODIES
 WINDOW: Final = 8  # messages with frames that are on their way unacknowledged
 MAX_BYTES: Final = MAX_MESSAGE // 2  # of frames in one message: the next ones wait for it
 MAX_ASKED: Final = 64  # requests for missing frames that wait; a node asks again for what was not answered
+PASSED: Final = 64  # frames that are not for a peer, until the cursor is moved over them: looking again costs less
 PAGE: Final = 128  # frames that are looked through at once for missing ones: about a millisecond
 
 Say = Callable[[Said], Awaitable[None]]
@@ -54,6 +55,7 @@ class Sending:
         self._number = 0
         self._ahead: dict[str, int] = {}  # basins: up to where frames were sent over this wire
         self._since: dict[str, int] = {}  # and from which time on
+        self._noted: dict[str, int] = {}  # and where the cursor in the table is, as far as this wire moved it
         self._shown: set[tuple[str, str]] = set()  # nodes whose certificates the peer was sent
         self._asked: deque[Missing] = deque()
         self._missed: dict[str, int] = {}  # basins: acts beyond the limit that were passed over just now
@@ -111,7 +113,7 @@ class Sending:
         self._ahead[sent.basin] = last
         if found:
             await self._frames(found, sent.basin, last)
-        elif not self._on_the_way:
+        elif not self._on_the_way and last - self._noted.get(sent.basin, -PASSED) >= PASSED:
             self._keep(sent.basin, last, sent.since_ms)
         return full
 
@@ -237,6 +239,7 @@ class Sending:
         self._shown |= new
 
     def _keep(self, basin: str, n: int, since_ms: int) -> None:
+        self._noted[basin] = n
         row = (self._peer, basin, n, since_ms)
         with self._ground.store.transaction():
             self._ground.store.execute("INSERT OR REPLACE INTO link_cursors VALUES (?, ?, ?, ?)", row)

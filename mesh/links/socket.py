@@ -84,12 +84,13 @@ class MetWire:
     beat_s: float = BEAT_S
 
     def __init__(self, socket: SocketWire) -> None:
-        self._socket, self._joining = socket, Joining()
+        self._socket, self._joining, self._sending = socket, Joining(), asyncio.Lock()
 
     async def send(self, data: bytes) -> None:
         """Send one message; waits while the other end is slow. Raises WireBroken."""
-        for piece in cut(data, PIECE):
-            await self._socket.send(piece)
+        async with self._sending:  # no other message's pieces come between
+            for piece in cut(data, PIECE):
+                await self._socket.send(piece)
 
     async def receive(self) -> bytes:
         """The next message. Raises WireBroken."""
@@ -125,10 +126,14 @@ class _HubEnd:
 
     async def close(self) -> None:
         """Whoever does not take what waits for it does not take the farewell either."""
-        with suppress(TimeoutError, ConnectionError, RuntimeError):
-            async with asyncio.timeout(CLOSE_S):
-                await self._socket.close()
-        if isinstance(transport := self._request.transport, asyncio.WriteTransport):
+        transport = self._request.transport
+        if transport is None:
+            return
+        if transport.get_write_buffer_size() == 0:
+            with suppress(TimeoutError, ConnectionError, RuntimeError):
+                async with asyncio.timeout(CLOSE_S):
+                    await self._socket.close()
+        if self._request.transport is not None:
             transport.abort()
 
 

@@ -26,6 +26,7 @@ from mesh.links.channel import Self
 from mesh.links.ground import LINKS_SCHEMA
 from mesh.links.messages import MAX_PAPERS, Papers
 from mesh.links.papers import learn_papers
+from mesh.links.tls import Tls
 from mesh.server import Server, ServerKeys
 from mesh.store import MESH_SCHEMA, Store
 from mesh.words import plain
@@ -59,6 +60,9 @@ from nodes.presence.operations import operations as presence_operations
 from nodes.presence.presence import Presence
 from nodes.presence.tables import PRESENCE_SCHEMA
 from nodes.prompt import Style
+from nodes.recalls.operations import operations as recall_operations
+from nodes.recalls.recalls import Recalls
+from nodes.recalls.tables import RECALLS_SCHEMA
 from nodes.receipts.receipts import Receipts
 from nodes.receipts.tables import RECEIPTS_SCHEMA
 from nodes.speaker import Models
@@ -82,6 +86,7 @@ SCHEMAS: Final = {
     "recovery": RECOVERY_SCHEMA,
     "presence": PRESENCE_SCHEMA,
     "receipts": RECEIPTS_SCHEMA,
+    "recalls": RECALLS_SCHEMA,
 }
 
 log = structlog.get_logger(__name__)
@@ -112,15 +117,12 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
         node = Node(config, home.ems, identity, Ground(bus, store, models, now_ms, media))
         login = read_login(home.keys)
         peers = _peers(home, node)
-        words = word_operations(Words(node, peers), peers)
-        more: Operations = {**peer_operations(peers), **words, **(_matrix(node, login, media) if login else {})}
+        more: Operations = {**_parts(node, peers), **(_matrix(node, login, media) if login else {})}
         disputes = Disputes(node, peers)
-        presence = Presence(node, peers)
-        Receipts(node, peers)
-        found = presence_operations(peers, presence, Introductions(node, peers, presence))
-        more = {**more, **dispute_operations(disputes), **found}
+        more = {**more, **dispute_operations(disputes)}
         if login and isinstance(node.companion, Bridge):
             node.companion.hearing.party = party(disputes, login.owner)
+            peers.ways.rooms = node.companion.ways
         node.companion = Companions(*([node.companion] if login else []), peers, disputes)
         credentials = _credentials(home, config) if server is None else None
         running = Running(os.getpid(), url, now_ms(), server is None, None if credentials is None else str(credentials))
@@ -233,11 +235,27 @@ async def connect(home: Home) -> AsyncGenerator[Client]:
         await bus.close()
 
 
+def _parts(node: Node, peers: Peers) -> Operations:
+    """Join what linked nodes do with each other beside passing on acts; returns what may be asked of it."""
+    presence = Presence(node, peers)
+    Receipts(node, peers)
+    return {
+        **peer_operations(peers),
+        **word_operations(Words(node, peers), peers),
+        **presence_operations(peers, presence, Introductions(node, peers, presence)),
+        **recall_operations(peers, Recalls(node, peers)),
+    }
+
+
 def _peers(home: Home, node: Node) -> Peers:
     """What joins the node to other people's."""
     certificates, revocations = home.documents()
     shown = Papers(certificates[:MAX_PAPERS], revocations)
     peers = Peers(node, Self(node.identity.signer, certificates[0]), shown)
+    links = node.config.links
+    if links.certificate and links.key:
+        files = [node.config.resolve(home.path, file) for file in (links.certificate, links.key)]
+        peers.links.tls = Tls(*files)
     Recovery(node, peers).begin(home.recovered)
     return peers
 

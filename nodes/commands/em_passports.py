@@ -148,12 +148,12 @@ def _show(options: argparse.Namespace) -> None:
     lines(
         [
             f"{em.name}  {em.folder}",
-            plain(f"called    {em.settings.name}"),
+            f"called    {plain(em.settings.name)}",
             f"listens   {' '.join(em.settings.basins)}",
             f"digest    {seen['digest'] or '-'}{changed[seen['changed']]}",
             f"from      {plain(origin_in_short(home, em, there))}",
             *_lineage(em, there),
-            *([plain(f"problem   {seen['problem']}")] if seen["problem"] else []),
+            *([f"problem   {plain(seen['problem'])}"] if seen["problem"] else []),
         ]
     )
 
@@ -172,7 +172,7 @@ def _steps(line: "Sequence[Stamped]", there: "Known") -> list[str]:
     """A lineage, newest first, for a person."""
     from mesh.words import plain
 
-    return [plain(f"lineage   {_step(one.passport, there)}") for one in line]
+    return [f"lineage   {plain(_step(one.passport, there))}" for one in line]
 
 
 def _step(said: "Passport", there: "Known") -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nodes.commands.common import add_home, add_json, home_of, print_json
 from nodes.commands.introductions import actions as introductions
+from nodes.commands.recall import actions as memory
 from nodes.commands.who import introduced
 
 if TYPE_CHECKING:
@@ -43,22 +44,27 @@ def _meeting(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to
     invite.add_argument(
         "--as", dest="name", metavar="NAME", help="what you call them (default: what they call themselves)"
     )
+    invite.add_argument("--room", metavar="ROOM", help="a Matrix room where they are waited for as well")
     accept = _action(actions, "accept", "read an invitation, and link if you say yes", _accept)
     accept.add_argument("code", metavar="CODE", nargs="+", help="the code or link that you were given")
     accept.add_argument("--trust", choices=TRUSTS, default="guest", help=f"{_TRUST} (default: guest)")
     accept.add_argument(
         "--as", dest="name", metavar="NAME", help="what you call them (default: what they call themselves)"
     )
+    accept.add_argument("--room", metavar="ROOM", help="the Matrix room where they wait, if they have told you one")
     accept.add_argument("--yes", action="store_true", help="ask nothing: for scripts")
     _action(actions, "list", "who this mesh is linked with", _list)
     address = _of(_action(actions, "address", "say where a peer is dialled, when it has moved", _address))
     address.add_argument("addresses", metavar="HOST:PORT", nargs="*", help="its new addresses (none: it dials you)")
     rename = _of(_action(actions, "rename", "call a peer something else", _rename))
     rename.add_argument("name", metavar="NAME", help="the new name, for you alone")
+    room = _of(_action(actions, "room", "meet a peer in a Matrix room when there is no better way", _room))
+    room.add_argument("room", metavar="ROOM", nargs="?", help="its id or alias; both of you say it; none: in no room")
     _action(actions, "wishes", "changes that your ems ask for; only you can make them", _wishes)
     dismiss = _action(actions, "dismiss", "take an em's wish off the list", _dismiss)
     dismiss.add_argument("wish", metavar="ID", help="the beginning of its id; see: mesh peer wishes")
     introductions(partial(_action, actions), _basin, TRUSTS)
+    memory(partial(_action, actions))
     _of(_action(actions, "show", "all about one peer: what is shared, what it used today, what was refused", _show))
 
 
@@ -130,6 +136,7 @@ async def _ask(home: "Home", operation: str, given: dict[str, Any]) -> dict[str,
 
 
 async def _invite(options: argparse.Namespace) -> None:
+    from mesh.words import plain
     from nodes.layout import lines, when
 
     given = {
@@ -138,6 +145,7 @@ async def _invite(options: argparse.Namespace) -> None:
         "expires_s": options.expires,
         "trust": options.trust,
         "name": options.name,
+        "room": options.room,
     }
     told = await _ask(home_of(options), "invite", given)
     if options.json:
@@ -145,6 +153,7 @@ async def _invite(options: argparse.Namespace) -> None:
         return
     lines([told["code"], "", told["link"]])
     _show_code(told["link"])
+    room = f" --room '{told['room']}'" if told["room"] else ""
     shared = _shares("they would hear", given["gives"], "and speak in") + _shares(
         "you would hear", given["takes"], "and speak in"
     )
@@ -154,7 +163,7 @@ async def _invite(options: argparse.Namespace) -> None:
             "Give it to one person, by a way that you trust; it is for one mesh.",
             f"It holds until {when(told['expires_s'] * 1000)}.",
             *shared,
-            "They run: mesh peer accept CODE",
+            plain(f"They run: mesh peer accept CODE{room}"),
         ]
     )
 
@@ -175,7 +184,7 @@ async def _accept(options: argparse.Namespace) -> int:
     from nodes.layout import lines, when
 
     home, code = home_of(options), " ".join(options.code)
-    offer = await _ask(home, "look", {"code": code})
+    offer = await _ask(home, "look", {"code": code, "room": options.room})
     if not options.json:
         lines(
             [
@@ -196,7 +205,7 @@ async def _accept(options: argparse.Namespace) -> int:
         if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
             lines(["Nothing was agreed on; the invitation can still be used."])
             return DECLINED
-    given = {"code": code, "offer": offer["offer"], "trust": options.trust, "name": options.name}
+    given = {"code": code, "offer": offer["offer"], "trust": options.trust, "name": options.name, "room": options.room}
     told = await _ask(home, "accept", given)
     if options.json:
         print_json(told)
@@ -253,13 +262,14 @@ async def _show(options: argparse.Namespace) -> None:
     )
     refused = ", ".join(f"{reason} {times}" for reason, times in told["refused"].items()) or "nothing"
     used = _counted(today, {name: name for name in ("acts", "chains", "replies", "tokens")})
+    room = plain(f", or in {told['room']}") if told["room"] else ""
     state = f"{told['state']}{f', paused by {paused}' if paused else ''}"
     lines(
         [
             f"{told['name']}  {told['fingerprint']}  {told['mesh']}",
             f"state    {state}; {'connected now' if told['connected'] else 'not connected'}",
             f"trust    {told['trust']} from you, {told['their_trust']} from them",
-            f"address  {' '.join(told['addresses']) or 'they dial us'}",
+            f"address  {' '.join(told['addresses']) or 'they dial us'}{room}",
             f"you      give {_listed(told['gives'])}; take {_listed(told['takes'])}",
             f"they     give {_listed(told['their_gives'])}; take {_listed(told['their_takes'])}",
             f"quota    {_counted(quota, _QUOTA)}",
@@ -296,6 +306,19 @@ async def _rename(options: argparse.Namespace) -> None:
         print_json(told)
     else:
         lines([plain(f"You call them {told['name']} now.")])
+
+
+async def _room(options: argparse.Namespace) -> None:
+    from mesh.words import plain
+    from nodes.layout import lines
+
+    told = await _ask(home_of(options), "room", {"peer": options.peer, "room": options.room})
+    if options.json:
+        print_json(told)
+    elif told["room"]:
+        lines([plain(f"Without a better way, {told['name']} is met in {told['room']}; they say the same of you.")])
+    else:
+        lines([plain(f"{told['name']} is met in no room.")])
 
 
 async def _wishes(options: argparse.Namespace) -> None:

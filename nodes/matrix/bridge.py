@@ -25,6 +25,7 @@ from nodes.matrix.outward import GONE, Outward, read_key
 from nodes.matrix.page import Pages
 from nodes.matrix.settings import Matrix
 from nodes.matrix.tables import BOT, Known
+from nodes.matrix.ways import RoomWays
 from nodes.media import Media
 from nodes.node import Node
 from nodes.turns import Taken
@@ -72,6 +73,8 @@ class Bridge:
             self.manners.has_read,
         )
         self.hearing = Hearing(hands)
+        self.ways = RoomWays(self.port, self.lobby.who)
+        self.hearing.carried = self.ways.heard
         self._changed = asyncio.Event()
         self._places: set[tuple[str, str]] = set()
         self._absent: set[tuple[str, str]] = set()

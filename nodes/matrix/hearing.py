@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from mesh.bridges.matrix import link
 from mesh.bridges.matrix.attachments import unseal
 from mesh.bridges.matrix.errors import (
     BadContent,
@@ -83,6 +84,7 @@ class Hearing:
         self._settings, self._media, self._pages, self._tell = hands.settings, hands.media, hands.pages, hands.tell
         self._has_read = hands.has_read
         self.party: Party = _no_party
+        self.carried: Callable[[Inbound], None] = lambda _event: None  # what is of a link through a room
         self._store, self._clock = hands.node.ground.store, hands.node.ground.clock
         self._tables = hands.lobby.tables
         self._lanes: dict[str, deque[Inbound]] = {}
@@ -153,6 +155,8 @@ class Hearing:
                 return
             case "m.room.name":
                 self._named(event)
+            case link.FRAME:
+                self.carried(event)
             case _:
                 pass
         self._port.inbox.handled(event)

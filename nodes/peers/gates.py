@@ -21,6 +21,7 @@ from protocol.link import State
 from protocol.quota import DAY_MS, MINUTE_MS, Quota, Spent
 from protocol.statement import STATEMENTS, Trust, own_basin
 
+SAVED_MS: Final = 1_000  # what a crash makes us forget of acts that were counted against a peer's quota
 STATEMENTS_A_MINUTE: Final = 120  # what a peer may say of the relationship itself, whatever its quota
 EARLY_MATTERS: Final = 32  # for parts, from a peer who knows before us that the two are linked; of 60,000 bytes each
 
@@ -52,6 +53,7 @@ class PeerGates:
         self.early: dict[MeshId, list[tuple[str, bytes]]] = {}  # matters that came before we knew of the link
         self._stated: dict[MeshId, Spent] = {}
         self._taken: dict[MeshId, int] = {}  # acts that are counted, and not in the tables yet
+        self._saved_ms = 0
 
     # Out
 
@@ -131,7 +133,13 @@ class PeerGates:
         return 0.0
 
     def save(self) -> None:
-        """Count what `pace_s` let in; within the transaction that keeps it."""
+        """Write down what `pace_s` let in, once a second: an act takes 0.04 ms less. Within a transaction."""
+        if self._clock() - self._saved_ms >= SAVED_MS:
+            self.save_all()
+
+    def save_all(self) -> None:
+        """Write down all that `pace_s` let in. Within a transaction."""
+        self._saved_ms = self._clock()
         while self._taken:
             peer, acts = self._taken.popitem()
             if known := self.peers.get(peer):

@@ -205,6 +205,8 @@ class _Asked:
         peers = self._peers
         peer = peers.find(request.peer)
         seen, now = peer.relationship, peers.now_ms()
+        with peers.transaction():
+            peers.gates.save_all()
         day = peers.gates.tables.day(peer.mesh, now)
         spent, allowed = peer.spent.add(now), seen.mine.terms.allowance
         return self._told(peer) | {

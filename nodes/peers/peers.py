@@ -53,7 +53,7 @@ class Peers:
         """`who` and `papers` are how this node proves itself; see nodes.keyring."""
         ground = node.ground
         self._node, self._clock, self._store = node, ground.clock, ground.store
-        self.me, self.who = node.identity.mesh, who
+        self.me, self.who, self.papers = node.identity.mesh, who, papers
         learn_papers(ground.store, node.identity.trust)
         self._changed = asyncio.Event()
         days = node.config.links.days

@@ -97,9 +97,14 @@ class Presence:
             self._note(self._here)
 
     def _note_who_left(self) -> None:
-        here = set(self._peers.links.sessions)
+        here = {mesh for mesh in self._peers.links.sessions if self._is_here(mesh)}
         gone, self._here = self._here - here, here
         self._note(gone)
+
+    def _is_here(self, mesh: MeshId) -> bool:
+        """Whether a peer's node talks with ours: one that does not let us in hangs up without a word."""
+        session = self._peers.links.sessions.get(mesh)
+        return session is not None and session.vocabulary is not None
 
     def _note(self, gone: Iterable[MeshId]) -> None:
         now = self._peers.now_ms()
@@ -177,7 +182,7 @@ class Presence:
         return {"name": node.config.name, "mesh": me, "fingerprint": fingerprint(me), "ems": ems, "peers": peers}
 
     def _who(self, peer: Peer) -> dict[str, Any]:
-        card, here = self.card(peer.mesh), peer.mesh in self._peers.links.sessions
+        card, here = self.card(peer.mesh), self._is_here(peer.mesh)
         return {
             "name": peer.petname,
             "mesh": peer.mesh,

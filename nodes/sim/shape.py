@@ -13,7 +13,7 @@ Pair = tuple[int, int]
 
 def pairs(plan: Scenario, dice: random.Random) -> list[Pair]:
     """The links of a scenario, each once, the smaller number first, in order."""
-    number, half = plan.nodes, max(1, plan.links // 2)
+    number = plan.nodes
     match plan.shape:
         case "line":
             found = _sorted((at, at + 1) for at in range(number - 1))
@@ -22,8 +22,7 @@ def pairs(plan: Scenario, dice: random.Random) -> list[Pair]:
         case "star":
             found = _sorted((0, at) for at in range(1, number))
         case "small-world":
-            near = _sorted((at, (at + step) % number) for at in range(number) for step in range(1, half + 1))
-            found = _rewired(near, number, dice)
+            found = _rewired(_neighbours(number, plan.links), number, dice)
         case "random":
             found = _random(plan, dice)
     return found
@@ -31,6 +30,12 @@ def pairs(plan: Scenario, dice: random.Random) -> list[Pair]:
 
 def _sorted(links: Iterable[Pair]) -> list[Pair]:
     return sorted({(min(pair), max(pair)) for pair in links if pair[0] != pair[1]})
+
+
+def _neighbours(number: int, links: int) -> list[Pair]:
+    """A ring in which each is linked with the nearest, half of them on either side; of an odd number, every other."""
+    sides = [max(1, links // 2), max(1, (links + 1) // 2)]
+    return _sorted((at, (at + step) % number) for at in range(number) for step in range(1, sides[at % 2] + 1))
 
 
 def _rewired(near: list[Pair], number: int, dice: random.Random) -> list[Pair]:

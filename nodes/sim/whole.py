@@ -24,7 +24,6 @@ from mesh.store import Store
 from mesh.trust import Trust
 from nodes.companion import Alone, Companions
 from nodes.config import MeshConfig
-from nodes.models.base import Usage
 from nodes.models.scripted import Scripted
 from nodes.node import Ground, Identity, Node
 from nodes.peers.peers import Peers
@@ -49,7 +48,7 @@ from protocol.statement import MAX_AHEAD_MS, STATEMENTS, Changes, May
 
 HOUR_S: Final = 3_600.0
 LINKING_S: Final = 60.0  # until all are linked
-ENDING_S: Final = 1_200.0  # after the last word: a chain lasts ten minutes, and a quota's minute one
+ENDING_S: Final = 1_200.0  # without news until it is over: a chain lasts ten minutes, and a quota's minute one
 LOOK_S: Final = 0.25  # between two looks whether all are linked
 WRITE_S: Final = 3.0  # how long an em takes
 
@@ -110,6 +109,7 @@ class Owner:
     def make(self, basins: Sequence[str], bus: MemoryBroker, net: Net, stack: AsyncExitStack) -> None:
         """The node, with ems that listen in these basins."""
         plan = self.swarm.plan
+        (self._folder / "ems").mkdir(parents=True)
         for place in range(plan.ems):
             self._em(f"em{place}-{self.number}", basins)
         hops, acts = plan.budget
@@ -118,7 +118,7 @@ class Owner:
         store = Store(self._folder / "node.db", self.swarm.schemas)
         stack.callback(store.close)
         certificate = read_certificate(self._paper)
-        models = Models(Scripted(["I think so too.", Usage(500, 150)]), lambda _: "chat", "scripted")
+        models = Models(Scripted(["I think so too."]), lambda _: "chat", "scripted")
         ground = Ground(bus.connect(), store, models, self.clock)
         identity = Identity(self._signer, certificate, Trust([certificate]), certificate.node)
         self.node = Node(config, self._folder / "ems", identity, ground)
@@ -160,7 +160,7 @@ class WholeSwarm:
         skews = [round(self._dice.uniform(-plan.skew, plan.skew) * 1000) for _ in range(plan.nodes)]
         self._skews = skews
         self._away = frozenset(self._dice.sample(range(plan.nodes), round(plan.partition * plan.nodes)))
-        self._first_s = LINKING_S + 2 * plan.skew
+        self._first_s = LINKING_S + 4 * plan.skew
         third_s = plan.hours * HOUR_S / 3
         self._cut_s = (self._first_s + third_s, self._first_s + 2 * third_s) if plan.partition else (0.0, 0.0)
         quota = plan.allowance or QUOTAS[plan.trusting]
@@ -201,6 +201,7 @@ class WholeSwarm:
                 await one.node.ready.wait()
                 for _ in range(self.plan.history):
                     await one.say(self._spoken(one.number), ".to myself")  # hidden by its dot: nobody answers
+            await asyncio.sleep(1 + 2 * self.plan.skew)  # on every clock, history is dated before the links
             await self._link(owners)
             await self._talk(owners, net)
             for node in nodes:
@@ -245,7 +246,9 @@ class WholeSwarm:
                 await owners[number].say(self._spoken(number), text)
             elif self.plan.partition:
                 net.part(self._away if number == -1 else frozenset())
-        await asyncio.sleep(self._first_s + self.plan.hours * HOUR_S + ENDING_S - self._loop.time())
+        heard = -1
+        while heard != (heard := sum(map(len, self.heard))):  # noqa: ASYNC110 - what waits for quotas comes by and by
+            await asyncio.sleep(max(0.0, self._first_s + self.plan.hours * HOUR_S - self._loop.time()) + ENDING_S)
 
     def _words(self, owners: Sequence[Owner]) -> list[tuple[float, int, str]]:
         """When who says what: at any moment as likely as at any other."""

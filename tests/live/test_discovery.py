@@ -10,6 +10,8 @@ from process import client, make_home, mesh, up
 
 from nodes.errors import NodeError
 from nodes.home import Home
+from nodes.receipts.report import report
+from nodes.records import records
 
 TEA = {"tea": "write"}
 
@@ -115,7 +117,7 @@ async def test_who_declines_lets_nobody_in_and_is_not_asked_again(tmp_path: Path
         await ada.say("heard after it", "tea")
         await until(lambda: "heard after it" in cyd.heard() and "heard after it" in bob.heard())
         assert cyd.introductions.open() == []
-        assert cyd.mesh not in bob.peers.links.sessions
+        assert not bob.presence._is_here(cyd.mesh)
         (told,) = bob.introductions._tables.told()
         await bob.introductions._lapse(told)
         assert bob.peers.peers[cyd.mesh].addresses == ()
@@ -148,8 +150,23 @@ def typed(home: Home, *words: str) -> str:
     return ended.stdout
 
 
+async def forgotten(author: Home, reader: Home) -> None:
+    """Something is said on both sides, and the author takes the one back; until the reader has confirmed."""
+    async with client(author) as one, client(reader) as other:
+        act = await one.say("yappings", "the secret")
+        await other.say("yappings", "mara keeps bees")
+        for side, text in ((other, "the secret"), (one, "mara keeps bees")):
+            while text not in [entry["text"] for entry in await side.history("yappings")]:
+                await asyncio.sleep(0.02)
+        await one.redact(act["id"])
+        with records(author) as store:
+            assert store is not None
+            while not any(peer["state"] == "forgotten" for told in report(store) for peer in told["peers"]):
+                await asyncio.sleep(0.02)
+
+
 async def test_mesh_who_beside_two_real_nodes(tmp_path: Path) -> None:
-    """An em awake over there, and then its node is stopped."""
+    """An em awake over there; what is taken back, and asked of a memory; and then the other node is stopped."""
     here = make_home(tmp_path / "here", {"ruri": ""}, {"links": {"listen": "127.0.0.1:0"}})
     there = make_home(tmp_path / "there", {"aporia": ""}, {"name": "home", "human": "bo"})
 
@@ -172,6 +189,13 @@ async def test_mesh_who_beside_two_real_nodes(tmp_path: Path) -> None:
             assert "here now" in told
             assert "aporia awake" in told
             assert (await run(here, "forget", "--report")).startswith("Nothing was taken back yet")
+            await forgotten(there, here)
+            told = await run(there, "forget", "--report")
+            assert "amp (" in told
+            assert "its words are erased there" in told
+            await one.request("recall_grant", {"peer": "home", "basins": ["yappings"]})
+            assert "mara~" in await run(there, "recall", "amp", "who keeps bees?")
+            assert "home asked you" in await run(here, "recall", "--receipts")
             await other.stop()
         while (await peer())["here"]:
             await asyncio.sleep(0.05)

@@ -17,6 +17,7 @@ from process import client, make_home, mesh, up
 
 from mesh.bus.memory import MemoryBroker
 from mesh.clock import now_ms
+from mesh.entries import missing
 from mesh.links.channel import Self, call
 from mesh.links.messages import Frames, Hello, Kept, decode, encode
 from mesh.links.socket import dial
@@ -233,6 +234,7 @@ async def test_words_that_were_taken_back_are_not_given_back(tmp_path: Path) -> 
             assert [text for text in again.heard() if text] == ["one", "three"]
             assert again.peers.relationship(bob.mesh).state.value == "linked"
             assert again.refused(bob) == {}
+            assert missing(again.node.ground.store) == 0
 
 
 async def test_frames_of_our_own_mesh_are_taken_only_where_they_were_asked_for(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The ledger: verified once, in order, each act once; what is refused is counted and never stored."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,12 +13,14 @@ from mesh.bus.base import Stored
 from mesh.bus.memory import MemoryBroker
 from mesh.entries import Entry, find, missing, recent
 from mesh.errors import StoreFailed
-from mesh.ledger import Ledger
-from mesh.store import Store
+from mesh.ledger import Checked, Ledger
+from mesh.store import TENDED, Store
 from mesh.trust import CLOCK_SKEW_MS, Trust
 from protocol.acts import Act, new_id
+from protocol.address import parse_subject
 from protocol.budget import Budget
 from protocol.certificate import Revocation
+from protocol.frame import decode_frame
 from protocol.keys import KeyKind, NodeId, Signer
 
 
@@ -46,6 +48,11 @@ class Book:
     def gaps(self) -> list[int]:
         ranges = self.store.rows("SELECT first, last FROM gaps ORDER BY first")
         return [sequence for first, last in ranges for sequence in range(first, last + 1)]
+
+
+def checked(given: tuple[str, bytes]) -> Checked:
+    """A frame as whoever has verified it hands it on."""
+    return Checked(parse_subject(given[0]), decode_frame(given[1]), given[1])
 
 
 @pytest.fixture
@@ -245,6 +252,67 @@ async def test_a_stream_that_was_lost_is_read_from_its_beginning(broker: MemoryB
         await until(lambda: len(heard) == 1)
         task.cancel()
     assert ledger.cursor == 1
+
+
+def test_what_comes_directly_is_heard_once_and_is_of_use_until_the_stream_has_it(book: Book) -> None:
+    """From this process, then back over the bus, then from the stream."""
+    one = checked(frame(1, root("hello")))
+    assert not book.ledger.holds(one.subject, one.frame)
+    book.ledger.take([one, one])
+    book.ledger.hear(str(one.subject), one.data)
+    assert not book.ledger.holds(one.subject, one.frame), "a crash now would leave the stream without it"
+    assert book.keep((str(one.subject), one.data)) == []
+    assert book.ledger.holds(one.subject, one.frame)
+    assert [entry.act.text for entry in book.heard] == ["hello"]
+
+
+def test_known_acts_under_a_number_that_is_missing_are_of_use(book: Book) -> None:
+    act, again = root("hello"), frame(2, root("hello"))
+    book.keep(frame(1, act), frame(4, root("later", 1)))
+    assert book.gaps() == [2, 3]
+    one = checked(again)
+    assert not book.ledger.holds(one.subject, one.frame)
+    book.keep(again)
+    assert book.ledger.holds(one.subject, one.frame)
+
+
+def test_what_a_node_says_after_it_was_revoked_is_not_heard_here_either(store: Store) -> None:
+    book = Book(store, Trust([certificate(NODE)], [Revocation(MESH_ID, 1, [NodeId(NODE.public)])]))
+    book.ledger.take([checked(frame(1, root("too late")))])
+    assert (book.heard, book.refused()) == ([], {"BadCertificate": 1})
+
+
+async def test_the_wal_is_moved_into_the_file_beside_the_commits(store: Store, tmp_path: Path) -> None:
+    """Rows in far fewer pages than SQLite itself would wait for."""
+
+    def moved() -> bool:
+        return b"a word to find" in (tmp_path / "node.db").read_bytes()
+
+    async with asyncio.TaskGroup() as group:
+        tending = group.create_task(store.tend())
+        await asyncio.sleep(0)
+        with store.transaction():
+            store.execute("INSERT INTO edits VALUES ('a word to find', 'x')")
+        assert not moved()
+        with store.transaction():
+            store.many("INSERT INTO edits VALUES (?, 'x')", ((number,) for number in range(TENDED)))
+        async with asyncio.timeout(20):
+            while not moved():
+                await asyncio.sleep(0.002)
+        tending.cancel()
+
+
+def test_a_transaction_that_fails_leaves_nothing_and_says_why(store: Store) -> None:
+    def fail(last: Callable[[], object]) -> None:
+        with store.transaction():
+            store.execute("INSERT INTO edits VALUES ('a', 'b')")
+            last()
+
+    with pytest.raises(StoreFailed, match="no such table"):
+        fail(lambda: store.execute("INSERT INTO nowhere VALUES (1)"))
+    with pytest.raises(KeyError):
+        fail(lambda: {}["a mistake"])
+    assert store.rows("SELECT * FROM edits") == []
 
 
 def test_a_store_of_a_newer_version_is_not_touched(tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 from sides import BUDGET, NOW, Side, sides, until_heard
 
+from mesh.ledger import Checked
 from mesh.links.messages import Frames, Matter, Missing, encode
+from mesh.links.papers import learn
 from mesh.links.session import ASIDES_A_MINUTE, Session
 from mesh.links.wire import MemoryWire, Wire, WireBroken
 from protocol.acts import Act, new_id
-from protocol.frame import encode_frame
+from protocol.address import Subject
+from protocol.frame import decode_frame, encode_frame
 from protocol.keys import KeyKind, Signer
 
 
@@ -63,6 +66,39 @@ async def test_a_broken_wire_is_gone_on_with_and_nothing_comes_twice(tmp_path: P
         async with linked(a, b):
             await until_heard(b, "tea", said)
         assert a.heard("tea") == said
+
+
+async def test_what_was_heard_and_not_stored_before_a_crash_is_stored_when_it_comes_again(tmp_path: Path) -> None:
+    """The receiver hears a frame at once; it is not acknowledged before the stream has it, and so it is sent again."""
+    async with sides(tmp_path) as (a, b):
+        a.gives, b.taken = {"tea": 0}, {"tea"}
+        await a.say("tea", "hello")
+        await until(lambda: a.heard("tea") == ["hello"])
+        (data,) = (row[0] for row in a.store.rows("SELECT frame FROM frames"))
+        frame = decode_frame(data)
+        learn(b.ground, a.mesh, a.ground.papers)
+        b.ledger.take([Checked(Subject(True, "tea", a.mesh, frame.node), frame, data)])
+        assert b.heard("tea") == ["hello"]
+        assert await b.bus.last_seq() == 0
+        async with linked(a, b):
+            await until(lambda: a.store.rows("SELECT n FROM link_cursors"))
+            assert [one.data for one in await b.bus.read(1, 10)] == [data]
+        assert b.heard("tea") == ["hello"]
+
+
+async def test_a_session_looks_where_something_was_said_and_where_more_is_shared(tmp_path: Path) -> None:
+    async with sides(tmp_path) as (a, b):
+        a.gives, b.taken = {"tea": 0}, {"tea", "diary"}
+        async with linked(a, b):
+            (session,) = list(a.sessions)
+            await a.say("tea", "begun")
+            await until_heard(b, "tea", ["begun"])
+            assert (session.concerns({"tea", "other"}), session.concerns({"diary", "other"})) == (True, False)
+            await a.say("diary", "for later")
+            await until(lambda: a.heard("diary") == ["for later"])
+            a.gives["diary"] = 0
+            session.wake(())
+            await until_heard(b, "diary", ["for later"])
 
 
 async def test_what_is_not_taken_or_not_signed_right_is_refused_and_counted(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_quota_holds_back_counts_and_gives_back(gates: PeerGates) -> None:
     gates.settle(PEER, 900, 100, 0.25)
     assert gates.reserve(PEER, 900, begins=True) is None
     assert "chains begun" in str(gates.reserve(PEER, 0, begins=True))
-    gates.save()
+    gates.save_all()
     kept = gates.tables.peers()[0]
     assert (kept.spent.acts, kept.spent.roots, kept.spent.tokens) == (64, 2, 1_000)
     assert gates.tables.day(PEER, NOW) == (64, 1, 0.25, 0)

@@ -169,8 +169,9 @@ class Gossip(Mesh):
     """Tells all its peers all it hears."""
 
     def keep(self, carried: Carried) -> None:
-        is_new = not all(act.id in self._known for act in carried.frame.acts)
+        before = len(self._known)
         super().keep(carried)
+        is_new = len(self._known) > before
         for session in self.sessions.values():
             if session.up and is_new and carried.mesh != session.peer:
                 session.send(carried.frame.basin, [carried])
@@ -183,7 +184,7 @@ class Stammerer(Mesh):
         super().keep(carried)
         if carried.mesh != self.id:
             for act in carried.frame.acts:
-                del self._known[act.id]
+                self._known.pop(act.id, None)
             super().keep(carried)
 
 

@@ -16,6 +16,8 @@ from protocol.invitation import (
     MAX_ADDRESSES,
     MAX_CODE,
     Invitation,
+    Place,
+    place_of,
     read_address,
     read_invitation,
     write_code,
@@ -38,7 +40,10 @@ hosts = (
         lambda parts: ".".join([*parts[0], parts[1]])
     )
 )
-addresses = st.tuples(hosts, st.integers(1, 65_535)).map(lambda pair: f"{pair[0]}:{pair[1]}")
+marks = st.sampled_from(["", "hub://", "wss://", "hub+wss://"])
+addresses = st.tuples(marks, hosts, st.integers(1, 65_535)).map(
+    lambda parts: read_address(f"{parts[0]}{parts[1]}:{parts[2]}")
+)
 invitations = st.builds(
     Invitation,
     st.binary(min_size=32, max_size=32).map(lambda seed: Signer(seed, KeyKind.MESH).public),
@@ -134,6 +139,11 @@ HEAD = MESH.raw + bytes(10) + bytes(4)
         (b"\x11" + HEAD + b"\x05\xffa.org\0\1", "content"),
         (b"\x11" + HEAD + b"\xff" + bytes(10) + b"\xff\xff\x7f\0\0\1\0\1", "content"),
         (b"\x11" + HEAD + b"\xfe" + b"a" * 254 + b"\0\1", "content"),
+        (b"\x11" + HEAD + b"\xfe\0" + b"\1a\0\1", "content"),  # marks that mark nothing
+        (b"\x11" + HEAD + b"\xfe\4" + b"\1a\0\1", "content"),
+        (b"\x11" + HEAD + b"\xfe\1\xfe\1" + b"\1a\0\1", "content"),
+        (b"\x11" + HEAD + b"\xfe\2" + b"\1a\1\xbb", "content"),  # port 443 is TLS without a mark
+        (b"\x11" + HEAD + b"\xfe", "content"),
     ],
 )
 def test_a_whole_code_that_breaks_the_rules_is_told_from_a_mistyped_one(data: bytes, fault: str) -> None:
@@ -179,10 +189,30 @@ def test_the_secret_is_not_shown_and_makes_a_key_of_its_own() -> None:
         ("127.0.0.1:1", "127.0.0.1:1"),
         ("[2001:DB8::0:1]:65535", "[2001:db8::1]:65535"),
         ("xn--bcher-kva.example:80", "xn--bcher-kva.example:80"),
+        ("HUB://Example.org:7418", "hub://example.org:7418"),
+        ("hub+wss://[::1]:7418", "hub+wss://[::1]:7418"),
+        ("wss://mesh.example.org:443", "mesh.example.org:443"),
+        ("hub+wss://mesh.example.org:443", "hub://mesh.example.org:443"),
     ],
 )
 def test_an_address_has_one_spelling(text: str, told: str) -> None:
     assert read_address(text) == told == read_address(told)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("a:1", Place("a:1", is_hub=False, tls=False)),
+        ("a:443", Place("a:443", is_hub=False, tls=True)),
+        ("wss://[::1]:7417", Place("[::1]:7417", is_hub=False, tls=True)),
+        ("hub://a:7418", Place("a:7418", is_hub=True, tls=False)),
+        ("hub://a:443", Place("a:443", is_hub=True, tls=True)),
+        ("hub+wss://a:7418", Place("a:7418", is_hub=True, tls=True)),
+    ],
+)
+def test_an_address_says_what_is_there_and_how_it_is_dialled(text: str, place: Place) -> None:
+    assert place_of(read_address(text)) == place
+    assert place.url == f"{'wss' if place.tls else 'ws'}://{place.host}"
 
 
 @pytest.mark.parametrize(
@@ -228,6 +258,7 @@ def test_an_address_has_one_spelling(text: str, told: str) -> None:
             "a/b:1",
             "a@b:1",
         ),
+        *("ws://a:1", "://a:1", "hub:a:1", "hub://hub://a:1", "wss+hub://a:1"),
         *("http://a:1", "ä.org:1", "\u212aa:1", "a:\u0661", f"{'a' * 64}:1", f"{'a.' * 127}b:1"),
     ],
 )
@@ -255,9 +286,9 @@ def test_what_cannot_be_written_is_our_own_mistake(changes: dict[str, Any]) -> N
 
 
 def test_the_longest_code_is_within_what_is_read() -> None:
-    longest = tuple(f"{'.'.join(['a' * 63] * 3)}.{'b' * 60}{at}:65535" for at in range(MAX_ADDRESSES))
+    longest = tuple(f"hub+wss://{'.'.join(['a' * 63] * 3)}.{'b' * 60}{at}:65535" for at in range(MAX_ADDRESSES))
     code = write_code(Invitation(MESH.public, bytes(10), 1, longest))
-    assert len(code) == 2060
+    assert len(code) == 2075
     assert read_invitation(code).addresses == longest
     with pytest.raises(BadInvitation, match="too long"):
         read_invitation(code + " " * MAX_CODE)

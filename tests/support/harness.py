@@ -22,6 +22,7 @@ from nodes.peers.tables import PEERS_SCHEMA
 from nodes.peers.ways import WAYS_SCHEMA
 from nodes.presence.tables import PRESENCE_SCHEMA
 from nodes.prompt import Style
+from nodes.recalls.tables import RECALLS_SCHEMA
 from nodes.receipts.tables import RECEIPTS_SCHEMA
 from nodes.speaker import Models
 from nodes.turns import TURNS_SCHEMA
@@ -51,6 +52,7 @@ SCHEMAS = {
     "recovery": RECOVERY_SCHEMA,
     "presence": PRESENCE_SCHEMA,
     "receipts": RECEIPTS_SCHEMA,
+    "recalls": RECALLS_SCHEMA,
 }
 MESH_ID = MeshId(MESH.public)
 BUDGET = Budget(6, 16, 50_000, NOW + 600_000)

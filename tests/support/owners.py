@@ -27,6 +27,8 @@ from nodes.peers.peers import Peers
 from nodes.presence.introductions import Introductions
 from nodes.presence.operations import operations as presence_operations
 from nodes.presence.presence import Presence
+from nodes.recalls.operations import operations as recall_operations
+from nodes.recalls.recalls import Recalls
 from nodes.receipts.receipts import Receipts
 from nodes.speaker import Models
 from nodes.words.operations import operations as word_operations
@@ -47,6 +49,7 @@ class Owner:
     disputes: Disputes
     presence: Presence
     receipts: Receipts
+    recalls: Recalls
     introductions: Introductions
 
     def __init__(self, name: str, path: Path, broker: MemoryBroker, **basins: Any) -> None:
@@ -90,6 +93,7 @@ class Owner:
         self.disputes = Disputes(self.node, self.peers)
         self.presence = Presence(self.node, self.peers)
         self.receipts = Receipts(self.node, self.peers)
+        self.recalls = Recalls(self.node, self.peers)
         self.introductions = Introductions(self.node, self.peers, self.presence)
         self.node.companion = Companions(self.peers, self.disputes)
         async with asyncio.TaskGroup() as group:
@@ -127,8 +131,9 @@ class Owner:
         return await answer(msgspec.convert(given, kind))
 
     async def find(self, operation: str, **given: Any) -> dict[str, Any]:
-        """What `mesh who` and `mesh peer introduce`, `meet` and `decline` ask of the node."""
-        kind, answer = presence_operations(self.peers, self.presence, self.introductions)[operation]
+        """What `mesh who`, `mesh recall`, and `mesh peer introduce`, `meet`, `decline` and `grant` ask of the node."""
+        found = presence_operations(self.peers, self.presence, self.introductions)
+        kind, answer = {**found, **recall_operations(self.peers, self.recalls)}[operation]
         return await answer(msgspec.convert(given, kind))
 
     async def say(self, text: str, basin: str = "tea") -> None:

@@ -1,0 +1,1 @@
+"""Asking another's memory, with their permission: questions over a link, answered with signed acts and a receipt."""
