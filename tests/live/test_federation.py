@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from process import client, make_home, mesh, up
@@ -36,45 +37,93 @@ async def heard(home: Home, basin: str, text: str) -> None:
                 await asyncio.sleep(0.02)
 
 
-async def test_the_page_as_two_persons_would_type_it(tmp_path: Path) -> None:
-    ems = {"aporia": "reply_on_name: true\n"}
-    links = {"listen": "127.0.0.1:0"}
-    you = make_home(tmp_path / "you", ems, {"links": links})
-    they = make_home(tmp_path / "they", {"ruri": "reply_on_name: true\n"}, {"name": "home", "human": "bo"})
-    homes, code, seen = {"you": you, "they": they}, "", list[str]()
-    async with up(you), up(they):
-        for who, words in told():
-            home = homes[who]
-            written = [code if word == "CODE" else word for word in words]
-            if words[1] == "accept":
-                declined = await asyncio.to_thread(mesh, *written, "--home", home.path)
-                assert "a person decides this" in declined.stderr
-                written.append("--yes")
-            said = await typed(home, *written)
-            if words[1] == "invite":
-                code = said.splitlines()[0]
+class Page:
+    """Two homes, and what their persons have typed so far."""
+
+    def __init__(self, path: Path, stack: AsyncExitStack) -> None:
+        ems = {"aporia": "reply_on_name: true\n"}
+        self.you = make_home(path / "you", ems, {"links": {"listen": "127.0.0.1:0"}})
+        self.they = make_home(path / "they", {"ruri": "reply_on_name: true\n"}, {"name": "home", "human": "bo"})
+        self.stack, self.theirs = stack, AsyncExitStack()
+        self.known: dict[str, str] = {}  # what a command printed and another is given: CODE, DISPUTE
+        self.seen: list[str] = []
+
+    async def start(self) -> None:
+        await self.stack.enter_async_context(up(self.you))
+        self.stack.push_async_callback(self.theirs.aclose)
+        await self.theirs.enter_async_context(up(self.they))
+
+    async def type(self, who: str, words: list[str]) -> None:
+        """Type a line of the page, as its comment says, and look at what comes of it."""
+        home = self.you if who.startswith("you") else self.they
+        written = [self.known.get(word, word) for word in words]
+        if who.endswith("off"):
+            await self.theirs.aclose()
+        if words[:2] == ["peer", "accept"]:
+            declined = await asyncio.to_thread(mesh, *written, "--home", home.path)
+            assert "a person decides this" in declined.stderr
+            written.append("--yes")
+        said = await self.when_heard(home, written)
+        if who.endswith("off"):
+            await self.theirs.enter_async_context(up(self.they))
+        self.seen.append(" ".join(words[:2]) if words[0] != "say" else "say")
+        await self.look(words, said)
+
+    async def when_heard(self, home: Home, words: list[str]) -> str:
+        """What a command prints; it may be about something that the other node has said a moment ago."""
+        async with asyncio.timeout(30):
+            while True:
+                ended = await asyncio.to_thread(mesh, *words, "--home", home.path)
+                if ended.returncode == 0:
+                    return ended.stdout
+                assert words[0] in {"vocab", "dispute"}, (words, ended.stdout, ended.stderr)
+
+    async def look(self, words: list[str], said: str) -> None:
+        match words[:3]:
+            case ["peer", "invite", *_]:
+                self.known["CODE"] = said.splitlines()[0]
                 assert "mesh:" in said
-            if words[:2] == ["peer", "list"]:
+            case ["peer", "list", *_]:
                 assert re.search(r"amp +\w{4} +linked +guest +yes +yappings", said)
-            if words[0] == "say":
-                await heard(they, "yappings", "hello from over here")
-                await typed(they, "say", "yappings", "aporia, and from here")
-                async with client(they) as one:
+            case ["say", "yappings", "hello from over here"]:
+                await heard(self.they, "yappings", words[2])
+                await typed(self.they, "say", "yappings", "aporia, and from here")
+                async with client(self.they) as one:
                     await until_answered(one)
-            if words[1] == "take":
-                await typed(you, "say", "harbour", "a ship")
-                await heard(they, "harbour", "a ship")
-            if words[1] == "show":
+            case ["say", *_]:
+                await heard(self.they, words[1], words[2])
+            case ["who", *_]:
+                assert "aporia" in said
+            case ["dispute", "raise", *_]:
+                self.known["DISPUTE"] = (re.search(r"\b[a-z2-7]{8}\b", said) or [""])[0]
+            case ["peer", "take", *_]:
+                await typed(self.you, "say", "harbour", "a ship")
+                await heard(self.they, "harbour", "a ship")
+            case ["peer", "show", *_]:
                 assert "state    linked; connected now" in said
                 assert "chains a day, 100,000 tokens a day" in said
-                assert re.search(r"today +\d acts, 1 chains, 1 replies, [\d,]+ tokens", said)
-            seen.append(words[1])
-        listed = (await typed(they, "peer", "list")).splitlines()
+                assert re.search(r"today +\d+ acts, 1 chains, 1 replies, [\d,]+ tokens", said)
+            case _:
+                pass
+
+
+async def test_the_page_as_two_persons_would_type_it(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        page = Page(tmp_path, stack)
+        await page.start()
+        for who, words in told():
+            await page.type(who, words)
+        ended = ""
         async with asyncio.timeout(30):
-            while not re.search(r"amp +\w{4} +left", "\n".join(listed)):
-                listed = (await typed(they, "peer", "list")).splitlines()
-        assert await state_of(you) == "left"
-    assert {"invite", "accept", "share", "take", "unshare", "pause", "resume", "trust", "quota", "leave"} <= set(seen)
+            while not re.search(r"amp +\w{4} +left", ended):
+                ended = await typed(page.they, "peer", "list")
+        assert await state_of(page.you) == "left"
+        assert "settled" in await typed(page.they, "dispute", "show", page.known["DISPUTE"])
+        assert "the tide going out" in await typed(page.they, "vocab", "show", "ebb")
+    changes = {f"peer {verb}" for verb in ("share", "take", "unshare", "pause", "resume", "trust", "quota", "leave")}
+    assert changes | {"peer invite", "peer accept", "vocab adopt", "dispute settle", "who"} <= {
+        " ".join(one.split()[:2]) for one in page.seen
+    }
 
 
 async def until_answered(one: Client) -> None:
