@@ -37,6 +37,7 @@ class Chain:
     stopped: bool = False
     promised: set[bytes] = field(default_factory=set[bytes])
     others: set[MeshId] = field(default_factory=set[MeshId])  # beside this node's mesh, that were heard in it
+    sharers: int = 0  # other meshes that may speak in its basin
 
     @property
     def acts_left(self) -> int:
@@ -45,15 +46,16 @@ class Chain:
 
     @property
     def acts_free(self) -> int:
-        """Acts that may be begun here: while other meshes speak in the chain, a share of what is left, or one.
+        """Acts that may be begun here: where other meshes may speak as well, a share of what is left, or one.
 
         What they have begun is not heard yet. The share is small enough that what was begun early is said before the
         end; there each of n nodes has one act under way, so that n - 1 are said beyond the limit.
         """
-        if not self.others:
+        others = max(len(self.others), self.sharers)
+        if not others:
             return self.acts_left
         left = self.limit.acts - self.seen
-        share = max(1, left // (SHARES * (len(self.others) + 1)))
+        share = max(1, left // (SHARES * (others + 1)))
         return min(self.acts_left, share - self.reserved - len(self.promised))
 
     @property
@@ -76,11 +78,12 @@ class Chain:
 class Chains:
     """All chains of a node of `mesh`. An act is reserved before a model is called: no two ems spend the last one.
 
-    Chains that other meshes began get no more here than one of our own would: `mint` tells what that is.
+    Chains that other meshes began get no more here than one of our own would: `mint` tells what that is. `sharers`
+    tells how many other meshes may speak in a basin.
     """
 
-    def __init__(self, mesh: MeshId, mint: Mint | None = None) -> None:
-        self._mesh, self._mint = mesh, mint
+    def __init__(self, mesh: MeshId, mint: Mint | None = None, sharers: Callable[[str], int] = lambda _: 0) -> None:
+        self._mesh, self._mint, self._sharers = mesh, mint, sharers
         self._chains: OrderedDict[bytes, Chain] = OrderedDict()
 
     def hear(self, entry: Entry) -> None:
@@ -95,6 +98,7 @@ class Chains:
             chain = self._chains[act.root] = Chain(entry.basin, limit, act.budget, entry.mesh)
             if len(self._chains) > MAX_CHAINS:
                 self._chains.popitem(last=False)
+            chain.sharers = self._sharers(entry.basin)
         if entry.mesh != self._mesh:
             chain.others.add(entry.mesh)
         if not act.is_root:

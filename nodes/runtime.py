@@ -67,6 +67,10 @@ class Quotas(Protocol):
         """What was reserved and not used is given back; `price` in the vendor's currency, None where it is unknown."""
         ...
 
+    def sharers(self, basin: str) -> int:
+        """How many other meshes may speak in a basin."""
+        ...
+
 
 class Nobody:
     """No other mesh may cost anything."""
@@ -78,6 +82,10 @@ class Nobody:
     def settle(self, mesh: MeshId, reserved: int, used: int, price: float | None) -> None:
         """Nothing."""
 
+    def sharers(self, basin: str) -> int:  # noqa: ARG002 - a Quotas'
+        """None."""
+        return 0
+
 
 class Runtime:
     """Hosts ems: a queue each, and a task each while it has something to do."""
@@ -86,7 +94,7 @@ class Runtime:
         """`mint` tells what a chain gets here, at most, that another mesh began; None: what that mesh says."""
         self._parts = parts
         self.turns = Turns(parts.store)
-        self.chains = Chains(parts.mesh, mint)
+        self.chains = Chains(parts.mesh, mint, self._sharers)
         self.quotas: Quotas = Nobody()
         self.words: Lore = NoLore()
         self.rooms: dict[str, Room] = {}
@@ -98,6 +106,9 @@ class Runtime:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def _sharers(self, basin: str) -> int:
+        return self.quotas.sharers(basin)
 
     def host(self, ems: Iterable[Em], listens: Callable[[Em, str], bool], basins: Iterable[str] = ()) -> None:
         """Host exactly these ems from now on. `listens` tells who listens where; rooms keep what they remember.
@@ -277,7 +288,7 @@ class Runtime:
         heard, lines = room.until(about) if room else (0, list[Line]())
         if not lines or lines[-1].source != f"act:{about.hex()}":
             return Ending("silent", "what it would answer was taken back, or is too long ago"), ()
-        glosses = self.words.glosses(lines[-1].text) if em.settings.vocabulary else ()
+        glosses = self.words.glosses(lines[-1].text, turn.basin) if em.settings.vocabulary else ()
         try:
             plan = await draft(em, self._parts.models, heard, lines, int.from_bytes(turn.id[8:], "big"), glosses)
         except ModelError as error:
@@ -311,7 +322,7 @@ class Runtime:
         Their ids follow from what is answered, and so stay the same however often the reply is made.
         """
         kind = "answer" if answered.kind == "ask" else "say"
-        words, spoken = split(text, em.settings.acts, self.words.meant)
+        words, spoken = split(text, em.settings.acts, lambda name: self.words.meant(name, turn.basin))
         spoken.sort(key=lambda one: one.basin is not None)  # wishes last: the first act has the turn's id and place
         if words:
             spoken.insert(0, Spoken(kind, words))

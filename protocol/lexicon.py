@@ -13,6 +13,7 @@ from protocol.terms import Key, Said, Slot, check_term, fold, one_line
 from protocol.vocabulary import Digest, Term
 
 MAX_SAID: Final = 1_024  # things kept that one mesh has said about terms; as many of all whom nobody here knows
+SLACK: Final = 64  # kept beyond that for a while: letting go of many at once costs each act little
 Place = TypeVar("Place")
 Item = TypeVar("Item")
 
@@ -123,11 +124,10 @@ class Lexicon:
         """What a mesh's person has said last about a term."""
         return self._said.get(Key(mesh, "", about, slot))
 
-    def basin(self, about: Digest) -> str | None:
-        """Where a term was put forward first; None for where nobody here has heard of it."""
-        put = (self._said[key] for key in self._about.get(about, ()) if key.slot == Slot.PROPOSE)
-        first = min(put, key=lambda said: said.order, default=None)
-        return None if first is None else first.basin
+    def basins(self, about: Digest, *slots: Slot) -> set[str]:
+        """Where these things, or anything, were said about a term; none where nobody here has heard of it."""
+        said = (self._said[key] for key in self._about.get(about, ()) if not slots or key.slot in slots)
+        return {one.basin for one in said}
 
     def names(self) -> list[str]:
         """The folded names of all words whose terms are known."""
@@ -143,12 +143,11 @@ class Lexicon:
     def reading(self, about: Digest) -> Reading:
         """All that is known about one reading."""
         said = sorted((self._said[key] for key in self._about.get(about, ())), key=lambda one: one.order)
-        meshes = {self.me, *self._of, *self.told}
         return Reading(
             about,
             self.terms.get(about),
             tuple((one.mesh, one.author) for one in said if one.slot == Slot.PROPOSE),
-            tuple(sorted(mesh for mesh in meshes if about in self.held(mesh))),
+            tuple(sorted(self._users(about))),
             tuple((one.mesh, one.author) for one in said if one.slot == Slot.CONTEST and not self._came_round(one)),
             tuple((one.mesh, one.author) for one in said if one.slot == Slot.USE and one.uses and not one.person),
         )
@@ -159,6 +158,14 @@ class Lexicon:
         return any(one.contested for one in readings) or sum(bool(one.used) for one in readings) > 1
 
     # Within
+
+    def _users(self, about: Digest) -> set[MeshId]:
+        """The meshes that use a reading. Only those that spoke of it are looked at: there may be very many others."""
+        told = {mesh for mesh, digests in self.told.items() if about in digests}
+        spoke = {key.mesh for key in self._about.get(about, ()) if key.slot == Slot.USE} - self.told.keys()
+        term = self.terms.get(about)
+        name = None if term is None else fold(term.name)
+        return told | {mesh for mesh in spoke if name is not None and self.uses(mesh).get(name) == about}
 
     def _came_round(self, contest: Said) -> bool:
         """Whether who contested a reading has adopted it since."""
@@ -203,10 +210,11 @@ class Lexicon:
     def _trim(self, mesh: MeshId) -> None:
         """Keep within bounds what a mesh has said; the oldest goes first, and what it uses last."""
         if self._knows(mesh) or mesh == self.me:
-            keys = list(self._of.get(mesh, ()))
+            pool = [self._of.get(mesh, set[Key]())]
         else:
-            keys = [key for one, said in self._of.items() if one != self.me and not self._knows(one) for key in said]
-        if len(keys) > MAX_SAID:
+            pool = [said for one, said in self._of.items() if one != self.me and not self._knows(one)]
+        if sum(map(len, pool)) > MAX_SAID + SLACK:
+            keys = [key for said in pool for key in said]
             keys.sort(key=lambda key: (key.slot == Slot.USE and not key.author, self._said[key].order))
             for key in keys[: len(keys) - MAX_SAID]:
                 self._drop(key)

@@ -74,9 +74,14 @@ def own_basin(one: MeshId, other: MeshId) -> str:
     return _OWN + base64.b32encode(hashed).decode().rstrip("=").lower()
 
 
+def is_own(basin: str) -> bool:
+    """Whether a basin is the own one of some relationship."""
+    return _OWN_BASIN.fullmatch(basin) is not None
+
+
 def check_shareable(basin: str) -> str:
     """Return a basin's name unchanged. Raises BadAddress for no name, and for the own basin of any relationship."""
-    if _OWN_BASIN.fullmatch(check_name(basin)):
+    if is_own(check_name(basin)):
         raise BadAddress(f"the basin {basin} belongs to two meshes alone and cannot be shared")
     return basin
 

@@ -126,7 +126,7 @@ class _Wire:
         self._replies = ""
         self._denied: set[str] = set()
 
-    async def open(self, name: str, nkey_seed: str | None, credentials: Path | None) -> None:
+    async def open(self, name: str, nkey_seed: str | None, credentials: Path | None, *, echo: bool) -> None:
         """The first connection. Raises BusUnavailable, BusRefused."""
         try:
             if nkey_seed is not None:
@@ -140,6 +140,7 @@ class _Wire:
                 await self.client.connect(
                     self._urls,
                     name=name,
+                    no_echo=not echo,
                     nkeys_seed_str=nkey_seed,
                     user_credentials=str(credentials) if credentials is not None else None,
                     error_cb=self._on_error,
@@ -383,16 +384,18 @@ class NatsBus:
         manage_stream: bool = True,
         name: str = "ampmesh",
         storage_full: Callable[[], bool] | None = None,
+        echo: bool = True,
     ) -> "NatsBus":
         """Connect to the server(s) at `url` (several with commas), as the user of an nkey or a credentials file.
 
         With `manage_stream` the stream is made and kept as this project needs it, on a server of our own; else somebody
         else has made it. `storage_full` tells whether the server's disk is full, where we can know: a full
-        nats-server does not answer at all. Raises BusUnavailable after CONNECT_S, BusRefused.
+        nats-server does not answer at all. Without `echo` subscriptions bring only what others publish, and the stream
+        everything. Raises BusUnavailable after CONNECT_S, BusRefused.
         """
         wire = _Wire(url)
         try:
-            await wire.open(name, nkey_seed, credentials)
+            await wire.open(name, nkey_seed, credentials, echo=echo)
             jetstream = JetStream(wire, stream, manage=manage_stream)
             await jetstream.ensure()
         except BaseException:

@@ -27,6 +27,12 @@ LINKS_SCHEMA: Final = (
     """,
     # From which time on a basin was sent: who may see more than before is sent the whole of it again.
     "ALTER TABLE link_cursors ADD COLUMN since_ms INTEGER NOT NULL DEFAULT 0;",
+    # Who brought the certificates of other meshes: nobody alone fills the room for them.
+    """
+    CREATE TABLE link_carriers (
+        peer TEXT NOT NULL, mesh TEXT NOT NULL, node TEXT NOT NULL, PRIMARY KEY (peer, mesh, node)
+    ) WITHOUT ROWID;
+    """,
 )
 
 

@@ -20,6 +20,7 @@ from protocol.keys import MeshId
 
 MAX_NODES: Final = 64  # certificates that are kept of one mesh, beside those whose nodes proved to hold their key
 MAX_CARRIED: Final = 20_000  # certificates kept in all of meshes that others brought: some megabytes
+MAX_BROUGHT: Final = 2_000  # of them by one peer, or it would have no words of strangers heard that others pass on
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +61,7 @@ def learn(ground: Ground, peer: MeshId, papers: Papers) -> int:
         for take, all_of_them in ((_certificate, papers.certificates), (_revocation, papers.revocations)):
             for data in all_of_them:
                 try:
-                    take(ground, data)
+                    take(ground, peer, data)
                 except ProtocolError as error:
                     faults[type(error).__name__] += 1
     for reason, times in faults.items():
@@ -68,17 +69,19 @@ def learn(ground: Ground, peer: MeshId, papers: Papers) -> int:
     return faults.total()
 
 
-def _certificate(ground: Ground, data: bytes) -> None:
+def _certificate(ground: Ground, peer: MeshId, data: bytes) -> None:
     certificate = read_certificate(data)
     if certificate.mesh == ground.mesh:
         return
-    if not _has_room(ground, certificate):
-        raise BadCertificate("it is one more of its mesh, or in all, than are kept")
+    if not _has_room(ground, peer, certificate):
+        raise BadCertificate("it is one more of its mesh, of the peer that brings it, or in all, than are kept")
     if ground.trust.learn(certificate):
         _save(ground, certificate, data, proved=False)
+        sql = "INSERT OR IGNORE INTO link_carriers VALUES (?, ?, ?)"
+        ground.store.execute(sql, (peer, certificate.mesh, certificate.node))
 
 
-def _has_room(ground: Ground, certificate: Certificate) -> bool:
+def _has_room(ground: Ground, peer: MeshId, certificate: Certificate) -> bool:
     """Whether another certificate may be kept; one that takes the place of an older one always may."""
     store = ground.store
     sql = "SELECT 1 FROM link_papers WHERE mesh = ? AND node = ?"
@@ -86,6 +89,8 @@ def _has_room(ground: Ground, certificate: Certificate) -> bool:
         return True
     sql = "SELECT count(*) FROM link_papers WHERE mesh = ? AND NOT proved"
     if store.one(sql, (certificate.mesh,))[0] >= MAX_NODES:
+        return False
+    if store.one("SELECT count(*) FROM link_carriers WHERE peer = ?", (peer,))[0] >= MAX_BROUGHT:
         return False
     return store.one("SELECT count(*) FROM link_papers WHERE NOT proved")[0] < MAX_CARRIED
 
@@ -98,7 +103,7 @@ def _save(ground: Ground, certificate: Certificate, data: bytes, *, proved: bool
     ground.store.execute(sql, (certificate.mesh, certificate.node, data, proved))
 
 
-def _revocation(ground: Ground, data: bytes) -> None:
+def _revocation(ground: Ground, peer: MeshId, data: bytes) -> None:  # noqa: ARG001 - as for certificates
     """Take in a list of a mesh that is known: those of others would only fill the disk."""
     revocation = read_revocation(data)
     if revocation.mesh == ground.mesh or not ground.trust.knows(revocation.mesh):

@@ -29,7 +29,7 @@ class Joining:
 
     def add(self, piece: bytes) -> bytes | None:
         """Take the next piece; returns the message that it ends, or None. Raises WireBroken for what is no piece."""
-        if piece[:1] not in (_LAST, _MORE):
+        if piece[:1] not in (_LAST, _MORE) or piece == _MORE:  # an empty one would make the others any number
             raise WireBroken("the other end sends no pieces of messages")
         self._held.append(piece[1:])
         self._size += len(piece)

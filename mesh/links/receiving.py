@@ -22,9 +22,11 @@ from protocol.frame import Frame, decode_frame, frame_id
 from protocol.keys import MeshId
 
 RETRY_S: Final = 0.2  # while our own bus is away
-PART: Final = 8  # frames that are heard at once: at most 512 acts, some milliseconds, while the server syncs others
+PART: Final = 8  # frames that are heard at once: at most 512 acts, some milliseconds
+AHEAD: Final = 2  # messages that are heard and wait to be stored: the server syncs one while the next is verified
 PAUSE_S: Final = 10.0  # at most, between two looks whether the peer's quota has room again
 ASKED: Final = 4  # gaps that are asked for between two beats
+LOOKED_AT: Final = 256  # gaps that are read for that, from where the last look ended: a peer can make any number
 
 log = structlog.get_logger(__name__)
 
@@ -35,14 +37,16 @@ class Receiving:
     def __init__(self, peer: MeshId, ground: Ground, say: Say) -> None:
         self.refused = 0  # frames and other messages
         self._peer, self._ground, self._say = peer, ground, say
+        self._heard: asyncio.Queue[tuple[int, int, Sequence[Checked]]] = asyncio.Queue(AHEAD)
         self._looks = True
         self._recovering = Recovering(peer, ground, say)
         self._asked: set[tuple[str, str, str, int]] = set()  # gaps: mesh, node, basin, first
+        self._looked: tuple[int, str, int] = (0, "", 0)  # the gap that was looked at last: origin, basin, first
 
     # Frames
 
     async def take(self, message: Frames, alive: Callable[[], None]) -> None:
-        """Verify, ask the gates, store, and only then say that it is kept. `alive` is called while the peer waits."""
+        """Verify, ask the gates, and have it heard; `store` does the rest. `alive` is called while the peer waits."""
         allowed, refused = list[Checked](), 0
         for data in message.frames:
             one = self._allowed(data)
@@ -52,8 +56,8 @@ class Receiving:
                 await self._pace(one.frame, alive)
                 allowed.append(one)
         self.refused += refused
-        await self._store(allowed)
-        await self._say(Kept(message.number, refused))
+        await self._hear(allowed)
+        await self._heard.put((message.number, refused, allowed))
 
     async def _pace(self, frame: Frame, alive: Callable[[], None]) -> None:
         """Wait until the peer's quota has room: nothing more is read from it meanwhile, and nothing is lost."""
@@ -88,19 +92,24 @@ class Receiving:
         reasons = (gates.refuses(self._peer, mesh, frame.basin, act) for act in frame.acts)
         return next((reason for reason in reasons if reason), None)
 
-    async def _store(self, frames: Sequence[Checked]) -> None:
-        """Have frames heard here at once, and wait for the stream: only then the peer need not keep them."""
-        if len(frames) == 1:  # a task of its own costs 0.05 ms
-            self._ground.ledger.take(frames)
-            await self._publish(frames[0])
-            return
-        async with asyncio.TaskGroup() as group:
-            for start in range(0, len(frames), PART):
-                part = frames[start : start + PART]
-                self._ground.ledger.take(part)
-                for one in part:
-                    group.create_task(self._publish(one))
+    async def _hear(self, frames: Sequence[Checked]) -> None:
+        """Have frames heard here, at once, as far as the loop stays responsive."""
+        for start in range(0, len(frames), PART):
+            if start:
                 await asyncio.sleep(0)
+            self._ground.ledger.take(frames[start : start + PART])
+
+    async def store(self) -> None:
+        """Put into the stream what was heard, and only then say that it is kept; until cancelled. Raises WireBroken."""
+        while True:
+            message, refused, frames = await self._heard.get()
+            if len(frames) == 1:  # a task of its own costs 0.05 ms
+                await self._publish(frames[0])
+            else:
+                async with asyncio.TaskGroup() as group:
+                    for one in frames:
+                        group.create_task(self._publish(one))
+            await self._say(Kept(message, refused))
 
     async def _publish(self, one: Checked) -> None:
         while True:
@@ -130,11 +139,20 @@ class Receiving:
         if not self._looks:
             return
         self._looks = False
-        sql = "SELECT mesh, node, basin, first, last FROM gaps JOIN origins USING (origin)"
-        gaps = [gap for gap in self._ground.store.rows(sql) if gap[:4] not in self._asked and self._wants(*gap[:3])]
+        gaps = [gap for gap in self._gaps() if gap[:4] not in self._asked and self._wants(*gap[:3])]
         for mesh, node, basin, first, last in gaps[:ASKED]:
             self._asked.add((mesh, node, basin, first))
             await self._say(Missing(mesh, node, basin, first, last))
+
+    def _gaps(self) -> list[tuple[str, str, str, int, int]]:
+        """The next gaps, by mesh, node, basin, first and last number; from the beginning again after the last."""
+        sql = (
+            "SELECT origin, basin, first, last, mesh, node FROM gaps JOIN origins USING (origin)"
+            " WHERE (origin, basin, first) > (?, ?, ?) ORDER BY origin, basin, first LIMIT ?"
+        )
+        rows = self._ground.store.rows(sql, (*self._looked, LOOKED_AT))
+        self._looked = rows[-1][:3] if len(rows) == LOOKED_AT else (0, "", 0)
+        return [(mesh, node, basin, first, last) for _, basin, first, last, mesh, node in rows]
 
     def _wants(self, mesh: str, node: str, basin: str) -> bool:
         is_revoked = self._ground.trust.revoked(mesh, node)

@@ -22,6 +22,7 @@ WINDOW: Final = 8  # messages with frames that are on their way unacknowledged
 MAX_BYTES: Final = MAX_MESSAGE // 2  # of frames in one message: the next ones wait for it
 MAX_ASKED: Final = 64  # requests for missing frames that wait; a node asks again for what was not answered
 PASSED: Final = 64  # frames that are not for a peer, until the cursor is moved over them: looking again costs less
+SPAN: Final = 16_384  # frames of others between them that are passed over at once: some milliseconds
 PAGE: Final = 128  # frames that are looked through at once for missing ones: about a millisecond
 
 Say = Callable[[Said], Awaitable[None]]
@@ -81,7 +82,7 @@ class Sending:
         for sent in basins:
             if sent.basin in news or looked.get(sent.basin) != sent.since_ms:
                 while await self._send_some(sent):
-                    pass
+                    await asyncio.sleep(0)  # what is not for the peer is passed over without a word: others go on
                 await self._tell_missed(sent)
         while self._asked:
             await self._send_again(self._asked.popleft())
@@ -211,12 +212,16 @@ class Sending:
 
     def _page(self, asked: Missing, after: int) -> tuple[list[bytes], int] | None:
         """Some frames of a node in a basin, and the place behind them; None when there are no more."""
+        (newest,) = self._ground.store.one("SELECT max(n) FROM frames WHERE basin = ?", (asked.basin,))
+        if newest is None or after >= newest:
+            return None
         sql = (
             "SELECT n, frame FROM frames JOIN origins USING (origin)"
-            " WHERE basin = ? AND n > ? AND mesh = ? AND node = ? ORDER BY n LIMIT ?"
+            " WHERE basin = ? AND n > ? AND n <= ? AND mesh = ? AND node = ? ORDER BY n LIMIT ?"
         )
-        rows = self._ground.store.rows(sql, (asked.basin, after, asked.mesh, asked.node, PAGE))
-        return ([data for _, data in rows], rows[-1][0]) if rows else None
+        where = (asked.basin, after, after + SPAN, asked.mesh, asked.node, PAGE)
+        rows = self._ground.store.rows(sql, where)
+        return [data for _, data in rows], rows[-1][0] if len(rows) == PAGE else after + SPAN
 
     def _again(self, sent: Sent, asked: Missing, data: bytes) -> _Found | None:
         """A frame, if it is one of those that were asked for and the peer may have it."""

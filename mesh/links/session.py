@@ -89,6 +89,7 @@ class Session:
             self._ground.gates.met(self.peer)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._receive(), name="link in")
+                group.create_task(self._receiving.store(), name="link kept")
                 group.create_task(self._send(), name="link out")
                 group.create_task(self._beat(), name="link beat")
         finally:

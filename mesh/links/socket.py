@@ -277,7 +277,7 @@ class _Door:
 
     def _end(self, one: "RequestHandler") -> None:
         self._passed(one)
-        if isinstance(one.transport, asyncio.WriteTransport):
+        if one.transport is not None:  # not asked what it is: uvloop's are of a kind of their own
             one.transport.abort()
 
 

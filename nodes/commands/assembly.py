@@ -196,9 +196,11 @@ async def _server(home: Home, config: MeshConfig, stack: AsyncExitStack) -> tupl
 
 
 async def _bus(home: Home, config: MeshConfig, server: Server | None, url: str) -> NatsBus:
+    """The node's own connection. What it says itself, and what links bring, its ledger has heard before the bus."""
     if server is not None:
-        return await NatsBus.connect(url, nkey_seed=home.signer("node").seed(), storage_full=server.is_full)
-    return await NatsBus.connect(url, credentials=_credentials(home, config))
+        seed = home.signer("node").seed()
+        return await NatsBus.connect(url, nkey_seed=seed, storage_full=server.is_full, echo=False)
+    return await NatsBus.connect(url, credentials=_credentials(home, config), echo=False)
 
 
 def _credentials(home: Home, config: MeshConfig) -> Path | None:

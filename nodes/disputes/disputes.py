@@ -109,22 +109,24 @@ class Disputes(Alone):
 
     def _to_take(self, peer: Peer) -> str | None:
         """A dispute's basin that a peer shares and that is to be heard without asking the person."""
-        return next((one.basin for one in self._offered(peer) if self._is_to_take(one)), None)
+        offered = self._offered(peer)
+        has_room = bool(offered) and self._has_room(peer)
+        return next((one.basin for one in offered if self._is_to_take(one, has_room=has_room)), None)
 
-    def _is_to_take(self, offered: Offered) -> bool:
+    def _is_to_take(self, offered: Offered, *, has_room: bool) -> bool:
         peer, basin, parties = offered.peer, offered.basin, self.halls.parties.get(offered.basin)
         if self._stepped(peer, basin):
             return False
         if not offered.ours:  # we mediate, asked by one of them: then both are heard
             return parties is not None and peer.mesh in parties and self._hears(basin)
-        is_mine = parties is not None and parties.raiser == self.me
-        return is_mine or (self._open(peer) < MAX_OPEN and len(self.halls.tables.taken(peer.mesh)) < MAX_TAKEN)
+        return has_room or (parties is not None and parties.raiser == self.me)
 
-    def _open(self, peer: Peer) -> int:
-        """How many disputes that a peer has raised are heard here and not over."""
+    def _has_room(self, peer: Peer) -> bool:
+        """Whether another complaint of a peer is heard: so many are heard here, and so many of them are not over."""
         heard = [basin for basin in peer.relationship.mine.terms.takes if concerns(basin, self.me, peer.mesh)]
-        read = [self.halls.read(basin) for basin in heard]
-        return sum(one is None or (one.state == State.OPEN and one.parties.raiser != self.me) for one in read)
+        theirs = [one for one in heard if one not in self.halls.parties or self.halls.parties[one].raiser != self.me]
+        still = sum(self.halls.is_open(basin) for basin in theirs)
+        return still < MAX_OPEN and len(self.halls.tables.taken(peer.mesh)) < MAX_TAKEN
 
     def _hears(self, basin: str) -> bool:
         return any(basin in peer.relationship.mine.terms.takes for peer in self.peers.peers.values())
@@ -155,10 +157,11 @@ class Disputes(Alone):
         now = self.node.ground.clock()
         identity = new_id(now, secrets.token_bytes(RANDOM_BYTES))
         basin = dispute_basin(self.me, peer.mesh, identity)
-        await self.peers.say(peer, "share", Changes(text=RAISED.format(basin), basin=basin, may="write"))
         body = {"text": text, "mesh": peer.mesh, **({"wish": wish} if wish else {})}
         drafted = self.node.root(BUDGET_OF, self.node.config.human, list(about), "raise", body)
         await self._say(basin, msgspec.structs.replace(drafted, id=identity, root=identity))
+        # After it: cut off in between, it stands here for the person to see, and whatever they say next shares it.
+        await self.peers.say(peer, "share", Changes(text=RAISED.format(basin), basin=basin, may="write"))
         return basin
 
     async def say(self, dispute: Dispute, kind: str, refs: Sequence[ActId], body: dict[str, Any]) -> Act:

@@ -10,19 +10,20 @@ from mesh.entries import Entry, find, recent
 from mesh.store import Store
 from nodes.disputes.tables import Tables
 from protocol.acts import Act
-from protocol.dispute import Dispute, Heard, Parties, follow, is_dispute, parties_of
+from protocol.dispute import Dispute, Heard, Parties, State, follow, is_dispute, parties_of
 from protocol.keys import MeshId
 
 MAX_SAID: Final = 500  # acts of one mesh in one dispute: more is no conversation, and all of them are read to show it
 MAX_READ: Final = 10_000  # newest acts of a dispute that are read: those of all members, and of bridges besides
-_CHANGING: Final = frozenset({"raise", "respond", "redact"})  # kinds that may change who is a member
+_CHANGING: Final = frozenset({"raise", "respond", "redact", "settle", "withdraw"})  # what a Hall may change by
 
 
 @dataclass(slots=True)
 class Hall:
-    """A dispute as its gate sees it: who may hear and speak, and how much each has said."""
+    """A dispute as its gate sees it: who may hear and speak, whether it is open, and how much each has said."""
 
     members: frozenset[MeshId]
+    open: bool
     said: Counter[MeshId]
 
 
@@ -51,6 +52,10 @@ class Halls:
                 hall.said[entry.mesh] += 1
             if entry.act.kind in _CHANGING:
                 self._halls.pop(entry.basin, None)
+        for entry in entries if self._halls else ():
+            if entry.act.kind == "redact" and entry.act.refs and not is_dispute(entry.basin):
+                taken_back = find(self._store, entry.act.refs[0])  # what was said in a dispute, from elsewhere
+                self._halls.pop(taken_back.basin if taken_back else "", None)
         return bool(ours)
 
     def bars(self, peer: MeshId, origin: MeshId, basin: str, act: Act) -> str | None:
@@ -76,12 +81,17 @@ class Halls:
         hall = self._hall(basin)
         return hall.members if hall else frozenset()
 
+    def is_open(self, basin: str) -> bool:
+        """Whether a dispute is not over, or was not raised yet."""
+        hall = self._hall(basin)
+        return hall is None or hall.open
+
     def _hall(self, basin: str) -> Hall | None:
         parties = self.parties.get(basin)
         if basin not in self._halls and parties:
             heard = self._heard(basin)
-            members = self._follow(basin, parties, heard).members
-            self._halls[basin] = Hall(members, Counter(mesh for mesh, _ in heard))
+            read = self._follow(basin, parties, heard)
+            self._halls[basin] = Hall(read.members, read.state == State.OPEN, Counter(mesh for mesh, _ in heard))
         return self._halls.get(basin)
 
     def _heard(self, basin: str) -> list[Heard]:

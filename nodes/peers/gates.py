@@ -4,7 +4,7 @@ Everything here answers at once and fails closed: whoever is not known has, says
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import structlog
 
@@ -17,7 +17,7 @@ from protocol.acts import Act
 from protocol.crossing import may_send, may_take, sent_basins
 from protocol.dispute import is_dispute
 from protocol.keys import MeshId
-from protocol.link import State
+from protocol.link import Relationship, State
 from protocol.quota import DAY_MS, MINUTE_MS, Quota, Spent
 from protocol.statement import STATEMENTS, Trust, own_basin
 
@@ -31,6 +31,14 @@ Within = Callable[[MeshId, MeshId, str, Act], str | None]
 Stage = Literal["statements", "talk"]
 
 log = structlog.get_logger(__name__)
+
+
+class _Flows(NamedTuple):
+    """The basins that are sent to a peer and taken from it, each with the time from which on, as they `seen` stand."""
+
+    seen: Relationship
+    out: dict[str, int]
+    into: dict[str, int]
 
 
 class PeerGates:
@@ -52,6 +60,7 @@ class PeerGates:
         self._days_ms = days * DAY_MS
         self.early: dict[MeshId, list[tuple[str, bytes]]] = {}  # matters that came before we knew of the link
         self._stated: dict[MeshId, Spent] = {}
+        self._flowing: dict[MeshId, _Flows] = {}
         self._taken: dict[MeshId, int] = {}  # acts that are counted, and not in the tables yet
         self._saved_ms = 0
 
@@ -67,7 +76,7 @@ class PeerGates:
         if known is None:
             return []
         oldest_ms = self._clock() - self._days_ms
-        shared = sent_basins(known.relationship).items()
+        shared = self._flows(known).out.items()
         others = [Sent(basin, since_ms, 0 if is_dispute(basin) else oldest_ms) for basin, since_ms in shared]
         return [Sent(self._own(peer)), *others]
 
@@ -94,7 +103,7 @@ class PeerGates:
     def takes(self, peer: MeshId, basin: str) -> bool:
         """Whether anything in a basin is taken from a peer."""
         known = self.peers.get(peer)
-        return known is not None and (basin == self._own(peer) or basin in sent_basins(known.relationship.mirrored()))
+        return known is not None and (basin == self._own(peer) or basin in self._flows(known).into)
 
     def refuses(self, peer: MeshId, origin: MeshId, basin: str, act: Act) -> str | None:
         """Why an act is not taken. What a third mesh said comes only with words, and not from one that is unheard."""
@@ -201,6 +210,10 @@ class PeerGates:
             self.tables.put_spent(peer)
         return None
 
+    def sharers(self, basin: str) -> int:
+        """How many other meshes may speak in a basin."""
+        return sum(basin in self._flows(peer).into for peer in self.peers.values())
+
     def settle(self, mesh: MeshId, reserved: int, used: int, price: float | None) -> None:
         """A reply in a peer's chain has cost so many tokens, and money; what was reserved beyond it is given back."""
         peer = self.peers.get(mesh)
@@ -212,6 +225,14 @@ class PeerGates:
             self.tables.put_spent(peer)
             if used:
                 self.tables.count_reply(mesh, now, price)
+
+    def _flows(self, peer: Peer) -> "_Flows":
+        """What flows between us and a peer; worked out anew when the relationship has changed."""
+        held = self._flowing.get(peer.mesh)
+        if held is None or held.seen is not peer.relationship:
+            seen = peer.relationship
+            held = self._flowing[peer.mesh] = _Flows(seen, sent_basins(seen), sent_basins(seen.mirrored()))
+        return held
 
     def _allowed(self, peer: Peer) -> Quota:
         return peer.relationship.mine.terms.allowance

@@ -14,7 +14,7 @@ from nodes.peers.tables import Peer
 from protocol.address import check_name
 from protocol.invitation import MAX_ADDRESSES, read_address, read_invitation, write_code, write_link
 from protocol.keys import fingerprint
-from protocol.link import Share
+from protocol.link import Share, State
 from protocol.quota import Quota
 from protocol.statement import Changes, May, Trust, check_shareable
 
@@ -292,6 +292,13 @@ class _Asked:
         return await self._say(request.peer, "link", Changes(text="Let us go on.", paused=False))
 
     async def leave(self, request: Of) -> dict[str, Any]:
+        """End it. An invitation that was accepted and not answered yet is let go: it would link the two later."""
+        peer = self._peers.find(request.peer)
+        if peer.accepted is not None:
+            peer.accepted = None
+            self._peers.meet(peer)
+            if peer.relationship.state in (State.STRANGER, State.LEFT):
+                return self._told(peer)
         return await self._say(request.peer, "leave", Changes(text="I leave."))
 
     async def trust(self, request: SetTrust) -> dict[str, Any]:

@@ -11,22 +11,22 @@ Gloss = tuple[str, str]  # a word's folded name, and the line that tells what it
 class Lore(Protocol):
     """Words, as ems meet them. Nothing here may wait."""
 
-    def meant(self, name: str) -> Digest | None:
-        """The reading that an em means who speaks of a word; None for no known word."""
+    def meant(self, name: str, basin: str) -> Digest | None:
+        """The reading that an em means who speaks of a word in a basin; None for no word that is known there."""
         ...
 
-    def glosses(self, text: str) -> Sequence[Gloss]:
-        """The words in a text that this mesh uses, a few, each with a line of at most some hundred characters."""
+    def glosses(self, text: str, basin: str) -> Sequence[Gloss]:
+        """The words in a text that this mesh uses and a basin may know: a few, with a line of some hundred characters."""
         ...
 
 
 class NoLore:
     """No words."""
 
-    def meant(self, name: str) -> Digest | None:  # noqa: ARG002 - a Lore's
+    def meant(self, name: str, basin: str) -> Digest | None:  # noqa: ARG002 - a Lore's
         """None."""
         return None
 
-    def glosses(self, text: str) -> Sequence[Gloss]:  # noqa: ARG002 - a Lore's
+    def glosses(self, text: str, basin: str) -> Sequence[Gloss]:  # noqa: ARG002 - a Lore's
         """None."""
         return ()

@@ -1,6 +1,7 @@
 """What the owner's commands may ask about words of a running node."""
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any, Final, Literal
 
 import msgspec
@@ -11,11 +12,12 @@ from nodes.errors import NodeError
 from nodes.peers.peers import Peers
 from nodes.words.words import WORDS, Words
 from protocol.keys import MeshId
-from protocol.statement import check_shareable
-from protocol.terms import MAX_HELD, fold, new_term
+from protocol.statement import check_shareable, is_own
+from protocol.terms import MAX_HELD, Slot, fold, new_term
 from protocol.vocabulary import Digest, Term, core_terms, digest
 
 MAX_ANSWER: Final = 800_000  # bytes of readings in one answer: the bus takes little more in one message
+MAX_AUTHORS: Final = 50  # of each kind that are told of one reading: a flood of names must not hide other words
 SHORT: Final = 15  # characters of a digest that tell readings of one word apart
 
 
@@ -159,8 +161,17 @@ class _Asked:
             raise NodeError(f"a mesh uses {MAX_HELD} words at most; retire one first: mesh vocab retire NAME")
 
     def _basin(self, named: str | None, about: Digest) -> str:
-        """Where something is said about a reading: where it was first put forward, as far as that was heard."""
-        return check_shareable(self._lexicon.basin(about) or WORDS if named is None else named)
+        """Where something is said about a reading: where it was put forward. Raises NodeError where that is not clear.
+
+        Whoever hears of a reading may put it forward elsewhere, dated as they like: they do not decide who hears us.
+        """
+        if named is not None:
+            return check_shareable(named)
+        basins = sorted(one for one in self._lexicon.basins(about, Slot.PROPOSE) if not is_own(one))
+        if len(basins) > 1:
+            told = ", ".join(basins[:8])
+            raise NodeError(f"it was put forward in {len(basins)} basins; say in which to speak, with --basin: {told}")
+        return basins[0] if basins else WORDS
 
     async def _say(self, basin: str, kind: str, term: Term, about: Digest) -> dict[str, Any]:
         what = {"term": msgspec.to_builtins(term)} if kind == "propose" else {"digest": about}
@@ -200,10 +211,11 @@ class _Asked:
         }
 
     def _meshes(self, meshes: Iterable[MeshId]) -> list[dict[str, str]]:
-        return [{"mesh": mesh, "called": self._words.called(mesh)} for mesh in meshes]
+        return [{"mesh": mesh, "called": self._words.called(mesh)} for mesh in islice(meshes, MAX_AUTHORS)]
 
     def _authors(self, authors: Iterable[tuple[MeshId, str]]) -> list[dict[str, str]]:
-        return [{"author": author, "mesh": mesh, "called": self._words.called(mesh)} for mesh, author in authors]
+        told = islice(authors, MAX_AUTHORS)
+        return [{"author": author, "mesh": mesh, "called": self._words.called(mesh)} for mesh, author in told]
 
 
 def _text(term: Term) -> str:

@@ -38,7 +38,7 @@ from protocol.terms import (
     read_term,
     write_term,
 )
-from protocol.vocabulary import BODIES, Digest, digest
+from protocol.vocabulary import BODIES, Digest, Term, digest
 
 WORDS: Final = "words"  # the basin where words are made unless another is named; the name on the wire as well
 ASKED: Final = 64  # terms asked for at once
@@ -46,6 +46,7 @@ ANSWER_BYTES: Final = 50_000  # of terms in one message: it holds 60,000, and on
 HEARD_S: Final = 20.0  # until the node has heard what it said; the bus is away if it takes longer
 MAX_GLOSSES: Final = 4  # words explained in one prompt: more would crowd out the talk
 MAX_READINGS: Final = 3  # of one contested word in a prompt
+MAX_LOOKED: Final = 64  # readings of a word that are looked at for that: a peer may have put forward a thousand
 GLOSS_CHARS: Final = 300  # of each definition in a prompt
 GLOSSED_CHARS: Final = 4_000  # of the answered text that words are looked for in
 
@@ -74,7 +75,7 @@ class Ask(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=Tr
 class Terms(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="terms"):
     """Terms that were asked for, as many as fit, each in its canonical form."""
 
-    terms: Annotated[list[_Term], msgspec.Meta(max_length=MAX_HELD)]
+    terms: Annotated[list[_Term], msgspec.Meta(max_length=ASKED)]
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -195,34 +196,47 @@ class Words:
 
     # What ems see and say
 
-    def meant(self, name: str) -> Digest | None:
-        """The reading that an em means who speaks of a word: the one put forward last; None for no known word."""
-        found = self.lexicon.find(name)
+    def meant(self, name: str, basin: str) -> Digest | None:
+        """The reading that an em means who speaks of a word in a basin: the one put forward last; None for none."""
+        found = [one for one in self.lexicon.find(name) if self._is_said(one, basin)]
         return found[-1] if found else None
 
-    def glosses(self, text: str) -> list[tuple[str, str]]:
-        """The words in a text that this mesh uses, each with what a prompt says about it: a few, in their order."""
-        folded = fold(text[:GLOSSED_CHARS])
-        found = [(at, name) for name in self.lexicon.uses(self.me) if (at := _place(name, folded)) is not None]
-        return [(name, self._gloss(name)) for _, name in sorted(found)[:MAX_GLOSSES]]
+    def glosses(self, text: str, basin: str) -> list[tuple[str, str]]:
+        """The words in a text that this mesh uses, each with what a prompt says about it: a few, in their order.
 
-    def _gloss(self, name: str) -> str:
-        """One line; of a word that is read in more than one way, all readings with who uses them."""
+        Whoever hears the basin may learn it from the em: so only of words that were adopted there, or in `words`.
+        """
+        folded, found = fold(text[:GLOSSED_CHARS]), list[tuple[int, str]]()
+        for name, one in self.lexicon.uses(self.me).items():
+            said, at = self.lexicon.of(self.me, one), _place(name, folded)
+            if at is not None and said is not None and said.basin in (WORDS, basin):
+                found.append((at, name))
+        return [(name, self._gloss(name, basin)) for _, name in sorted(found)[:MAX_GLOSSES]]
+
+    def _is_said(self, about: Digest, basin: str) -> bool:
+        return not self.lexicon.basins(about).isdisjoint((WORDS, basin))
+
+    def _gloss(self, name: str, basin: str) -> str:
+        """One line; of a word that is read in more than one way there, the readings, with whether they are used here.
+
+        Who else uses them is not told: an em would tell it to strangers.
+        """
         lexicon = self.lexicon
-        ours = lexicon.terms[lexicon.uses(self.me)[name]]
-        if not lexicon.contested(name):
-            return f"{ours.name}: {plain(ours.definition, GLOSS_CHARS)}"
-        read = [lexicon.reading(one) for one in lexicon.find(name)]
+        ours = lexicon.uses(self.me)[name]
+        others = [one for one in lexicon.find(name) if one != ours and self._is_said(one, basin)][:MAX_LOOKED]
+        read = [lexicon.reading(one) for one in (ours, *others)]
+        is_contested = any(one.contested for one in read) or sum(bool(one.used) for one in read) > 1
+        if not others or not is_contested:
+            return f"{lexicon.terms[ours].name}: {_quoted(lexicon.terms[ours])}"
         known = sorted((one for one in read if one.used or one.contested or one.proposed), key=lambda one: not one.used)
         told = [
-            f'"{plain(one.term.definition, GLOSS_CHARS)}" ({self._users(one.used)})'
-            for one in known[:MAX_READINGS]
-            if one.term is not None
+            f"{_quoted(one.term)} ({self._users(one.used)})" for one in known[:MAX_READINGS] if one.term is not None
         ]
-        return f"{ours.name}, which is read in several ways: {'; '.join(told)}"
+        return f"{lexicon.terms[ours].name}, which is read in several ways: {'; '.join(told)}"
 
     def _users(self, meshes: Sequence[MeshId]) -> str:
-        return f"used by {', '.join(map(self.called, meshes))}" if meshes else "used by nobody known here"
+        where = [*(["here"] if self.me in meshes else []), *(["elsewhere"] if set(meshes) - {self.me} else [])]
+        return f"used {' and '.join(where)}" if where else "used by nobody known here"
 
     def called(self, mesh: MeshId) -> str:
         """What the person here calls a mesh."""
@@ -295,6 +309,12 @@ class Words:
 
 def _is_none(author: str) -> bool:  # noqa: ARG001 - who is an em there shows in that its acts begin nothing
     return False
+
+
+def _quoted(term: Term) -> str:
+    """A definition for a prompt: one line in quotes, which nothing in it ends."""
+    told = plain(term.definition.replace('"', "'"), GLOSS_CHARS)
+    return f'"{told}"'
 
 
 def _place(name: str, text: str) -> int | None:

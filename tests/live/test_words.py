@@ -124,7 +124,7 @@ async def test_the_examples_ems_coin_a_word_that_a_person_adopts_and_the_next_pr
             prompt = answering(ada, "show me the selvage")
             assert "/propose WORD: what it means" in prompt
             assert (
-                'selvage, which is read in several ways: "foam that a wave leaves" (used by ada);'
+                'selvage, which is read in several ways: "foam that a wave leaves" (used here);'
                 ' "whatever the sea leaves" (used by nobody known here)\n'
             ) in prompt
 

@@ -9,7 +9,7 @@ from mesh.entries import Entry
 from nodes.chains import Chains
 from protocol.acts import Act, new_id
 from protocol.budget import Budget, check_child
-from protocol.keys import NodeId
+from protocol.keys import KeyKind, MeshId, NodeId, Signer
 
 COST = 10
 
@@ -47,6 +47,26 @@ def test_no_more_acts_or_tokens_than_the_root_minted(limit: Budget, moves: list[
             chains.hear(entry(heard[-1]))
     assert len(heard) - 1 + len(travelling) + len(open_turns) <= limit.acts
     assert tokens + COST * len(open_turns) <= limit.tokens
+
+
+@given(st.integers(2, 6), st.integers(1, 10), st.integers(1, 40))
+def test_n_nodes_say_at_most_n_minus_one_acts_too_many(nodes: int, ems: int, acts: int) -> None:
+    """All ems of all nodes answer whatever they hear, at once, and hear each other only when they have spoken."""
+    start = root("x", 1, budget=msgspec.structs.replace(BUDGET, acts=acts, hops=1_000, tokens=10**9))
+    meshes = [MeshId(Signer(bytes([n + 1]) * 32, KeyKind.MESH).public) for n in range(nodes)]
+    each = [Chains(mesh, sharers=lambda _: nodes - 1) for mesh in meshes]
+    fresh, said = [(meshes[0], start)], list[Act]()
+    while fresh:
+        for mesh, act in fresh:
+            for chains in each:
+                chains.hear(entry(act)._replace(mesh=mesh))
+        answered, fresh = fresh[-1][1], []
+        for mesh, chains in zip(meshes, each, strict=True):
+            begun = [1 for _ in range(ems) if chains.reserve(answered, COST, NOW) is None]
+            for _ in begun:
+                said.append(reply(answered, chains.settle(answered, COST, 1), len(said) + 2))
+                fresh.append((mesh, said[-1]))
+    assert acts <= len(said) <= acts + nodes - 1
 
 
 def test_a_failed_reply_gives_its_reservation_back() -> None:

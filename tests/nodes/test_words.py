@@ -202,7 +202,7 @@ async def test_a_prompt_explains_the_adopted_words_of_what_is_answered_and_why_s
             await until(lambda: "ada's em says so" in ada.heard())
             spans = [span for turn in ada.model.requests[0].turns for span in turn.spans]
             shown = [(span.source, span.text) for span in spans if span.source.startswith("word:")]
-            assert shown == [("word:low tide", "Low Tide: the sea, gone\n")]
+            assert shown == [("word:low tide", 'Low Tide: "the sea, gone"\n')]
             assert WORDS_HEAD in {span.text for span in spans[-4:]}, "next to the end"
             known = why(ada.node.ground.store, ada.entries("tea")[-1].act.id)
             assert any("word:low tide" in line for line in as_text(known, ada.mesh))
@@ -217,8 +217,8 @@ async def test_a_contested_word_is_explained_with_both_readings_and_who_uses_whi
         await bob.vocab("contest", word="ebb", definition="a rest")
         await until(lambda: len(ada.words.lexicon.find("ebb")) == 2)
         await until(lambda: bob.mesh in ada.words.lexicon.reading(ada.words.lexicon.find("ebb")[1]).used)
-        told = 'ebb, which is read in several ways: "the tide going out" (used by ada); "a rest" (used by bob)'
-        assert ada.words.glosses("at Ebb") == [("ebb", told)]
+        told = 'ebb, which is read in several ways: "the tide going out" (used here); "a rest" (used elsewhere)'
+        assert ada.words.glosses("at Ebb", "tea") == [("ebb", told)]
         shown = await ada.vocab("show", word="EBB")
         assert shown["contested"]
         assert [[one["called"] for one in reading["used"]] for reading in shown["readings"]] == [["ada"], ["bob"]]
