@@ -22,12 +22,13 @@ from protocol.acts import Act, check_act
 from protocol.address import Subject
 from protocol.certificate import Certificate
 from protocol.errors import BadAct, BadCertificate
-from protocol.frame import FLUSH_BYTES, MAX_ACTS, Frame, encode_frame, frame_id, reread_frame
+from protocol.frame import FLUSH_BYTES, MAX_ACTS, MAX_FRAME, Frame, encode_frame, frame_id, reread_frame
 from protocol.keys import Signer
 
 WINDOW: Final = 4  # frames of a basin on their way at once: one is signed while the server syncs another
 RETRY_S: Final = 0.2  # between attempts while the server is away; the client reconnects by itself
 BARRED_S: Final = 1.0  # between two looks whether the certificate is valid
+MAX_ACT: Final = MAX_FRAME - 256  # bytes: a frame has its head and a basin's name besides
 MAX_WAITING: Final = 100_000  # acts; beyond it new ones are refused, so that a dead server cannot fill the disk
 
 T = TypeVar("T")
@@ -87,6 +88,8 @@ class Outbox:
             check_act(act)
         except msgspec.ValidationError as error:
             raise BadAct(f"the act is not well formed: {error}") from None
+        if len(data) > MAX_ACT:  # kept, it would end the node whenever it is to be signed
+            raise BadAct(f"what is said has {len(data):,} bytes; an act has at most {MAX_ACT:,}")
         n = self._store.insert("INSERT INTO outbox (id, basin, act) VALUES (?, ?, ?)", (act.id, basin, data))
         return Waiting(n or 0, basin, act, len(data))
 

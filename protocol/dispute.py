@@ -174,9 +174,10 @@ def concerns(basin: str, one: MeshId, other: MeshId) -> bool:
 def parties_of(basin: str, mesh: MeshId, act: Act) -> Parties | None:
     """Between whom a `raise` by `mesh` opens the dispute of this basin; None for whatever does not open it."""
     said = _body(act, _Raised) if act.kind == "raise" else None
-    if said is None or said.mesh == mesh or not _is_mesh(said.mesh) or dispute_basin(mesh, MeshId(said.mesh), act.id) != basin:
+    if said is None or said.mesh == mesh or not _is_mesh(said.mesh):
         return None
-    return Parties(mesh, MeshId(said.mesh))
+    parties = Parties(mesh, MeshId(said.mesh))
+    return parties if dispute_basin(*parties, act.id) == basin else None
 
 
 def follow(basin: str, parties: Parties, heard: Iterable[Heard], now_ms: int, is_person: IsPerson) -> Dispute:

@@ -22,14 +22,13 @@ from mesh.links.papers import prove
 from mesh.links.session import Session
 from mesh.links.socket import Desk, SocketWire, listening
 from mesh.links.tls import Tls
-from mesh.links.ways import DIRECT, ROOM, Direct, Way
+from mesh.links.ways import DIRECT, Direct, Way
 from mesh.links.wire import TooLong, Wire, WireBroken
 from mesh.words import plain
 from protocol.keys import MeshId
 
 MAX_STRANGERS: Final = 128  # who have not proved who they are; whoever has waited longest makes room for one more
 AGAIN_S: Final = (0.5, 60.0)  # first and longest wait between two attempts to reach a peer, doubling between
-OPEN_S: Final = 4.0  # for a guest to reach one address or hub, before the next is tried
 HEAD_START_S: Final = 2.0  # of a peer's own addresses before hubs and rooms are tried, when it has any
 SAME_S: Final = 2.0  # two wires of one rank that came so soon after each other: both nodes dialled at once
 
@@ -352,23 +351,3 @@ class Links:
             log.warning("a peer speaks nonsense", peer=session.peer[:8], reason=plain(str(errors.exceptions[0])))
         except* (WireBroken, NotAdmitted) as errors:
             log.debug("a link broke", peer=session.peer[:8], reason=plain(str(errors.exceptions[0])))
-
-
-@asynccontextmanager
-async def knocking(ways: Sequence[Way], who: Self, mesh: MeshId, secret: bytes) -> AsyncGenerator[Sealed]:
-    """A wire to a node of `mesh` that was shown an invitation's secret. Raises WireBroken, NotAdmitted."""
-    reason: MeshError = WireBroken("the invitation says no address to dial")
-    for way in ways:
-        try:
-            async with asyncio.timeout(OPEN_S if way.rank != ROOM else None):
-                wire = await way.open()
-        except (WireBroken, TimeoutError) as error:
-            reason = error if isinstance(error, WireBroken) else WireBroken("nobody waits for you there any more")
-            continue
-        try:
-            sealed, _ = await call(wire, who, mesh, secret)
-            yield sealed
-        finally:
-            await wire.close()
-        return
-    raise reason

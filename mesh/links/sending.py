@@ -81,7 +81,7 @@ class Sending:
         looked, self._looked = self._looked, {sent.basin: sent.since_ms for sent in basins}
         for sent in basins:
             if sent.basin in news or looked.get(sent.basin) != sent.since_ms:
-                while await self._send_some(sent):
+                while await self._send_some(sent):  # noqa: ASYNC110 - it polls nothing
                     await asyncio.sleep(0)  # what is not for the peer is passed over without a word: others go on
                 await self._tell_missed(sent)
         while self._asked:

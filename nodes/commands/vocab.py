@@ -69,7 +69,10 @@ async def _list(options: argparse.Namespace) -> None:
         lines(['No words yet. To put one forward: mesh vocab propose NAME "what it means"'])
     else:
         rows = [[*_row(one), _called(one["used"]) or "nobody"] for one in told["readings"]]
-        lines(table(["WORD", "READING", "DEFINITION", "USED BY"], rows))
+        shown = table(["WORD", "READING", "DEFINITION", "USED BY"], rows)
+        if told["left_out"]:
+            shown.append(f"({told['left_out']} more are not shown; to see one: mesh vocab show NAME)")
+        lines(shown)
 
 
 async def _show(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import msgspec
 
 from nodes.control import Operations
 from nodes.disputes.disputes import Disputes, Offered
-from nodes.disputes.telling import Telling
+from nodes.disputes.telling import Telling, fitting
 from nodes.errors import NodeError
 from protocol.acts import MAX_REFS, ActId
 from protocol.dispute import Commitment, Dispute, State, short
@@ -161,8 +161,8 @@ class _Asked:
         newest = sorted(read, key=lambda one: (one.state == State.OPEN, one.at_ms or 0))[-MAX_LISTED:]
         offered = [one for one in self._disputes.offered() if one.basin not in halls.parties]
         return {
-            "disputes": [self._telling.short(one) for one in reversed(newest)],
-            "offered": [self._telling.offered(one) for one in offered],
+            "disputes": fitting(self._telling.short(one) for one in reversed(newest)),
+            "offered": fitting(self._telling.offered(one) for one in offered),
         }
 
     async def _say(self, dispute: Dispute, kind: str, text: str, *refs: ActId, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - a body

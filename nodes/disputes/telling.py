@@ -1,6 +1,9 @@
 """Disputes as a person reads them: names instead of keys, and the acts that they are about."""
 
+from collections.abc import Iterable
 from typing import Any, Final
+
+import msgspec
 
 from mesh.entries import find
 from mesh.store import Store
@@ -10,9 +13,24 @@ from protocol.acts import ActId
 from protocol.dispute import Commitment, Dispute, Standing, Word, short
 from protocol.keys import MeshId, fingerprint
 
-MAX_ANSWER: Final = 600_000  # characters of words in one answer, the newest: the bus takes little more in one message
+# The bus takes a mebibyte in one message, and a character of the other side's may take six bytes of JSON.
+MAX_TOLD: Final = 420_000  # bytes of words, the newest, or of disputes in one answer; one word of any length fits
 MAX_WORDS: Final = 300
+MAX_WISH: Final = 16_384  # characters
+MAX_SHORT: Final = 4_096  # characters of what it is about, which is among the words as well
+MAX_PROMISE: Final = 200  # characters of a commitment, of which there are many; what it says is among the words as well
 MAX_LINE: Final = 300  # characters of a text in a list, or of an act that is quoted
+
+
+def fitting(told: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first of these, as many as fit into MAX_TOLD bytes."""
+    found, room = list[dict[str, Any]](), MAX_TOLD
+    for one in told:
+        room -= len(msgspec.json.encode(one))
+        if room < 0:
+            break
+        found.append(one)
+    return found
 
 
 class Telling:
@@ -23,17 +41,10 @@ class Telling:
 
     def whole(self, dispute: Dispute) -> dict[str, Any]:
         """All of a dispute."""
-        words = dispute.words[-MAX_WORDS:]
-        room = MAX_ANSWER
-        told: list[dict[str, Any]] = []
-        for word in reversed(words):
-            room -= len(word.text)
-            if room < 0:
-                break
-            told.append(self._word(word))
+        told = fitting(self._word(word) for word in reversed(dispute.words[-MAX_WORDS:]))
         return self.short(dispute) | {
-            "text": dispute.text,
-            "wish": dispute.wish,
+            "text": dispute.text[:MAX_SHORT],
+            "wish": dispute.wish[:MAX_WISH],
             "about": [self._act(identity) for identity in dispute.about],
             "words": told[::-1],
             "left_out": len(dispute.words) - len(told),
@@ -95,7 +106,7 @@ class Telling:
             "id": short(one.id),
             "act": one.id.hex(),
             "who": self._who(one.mesh),
-            "text": one.text,
+            "text": one.text[:MAX_PROMISE],
             "at_ms": one.at_ms,
             "due_ms": one.due_ms,
             "standing": one.standing.value,

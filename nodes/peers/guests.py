@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from mesh.clock import Clock
 from mesh.errors import MeshError
 from mesh.links.channel import NotAdmitted, Proved, Sealed, Self
-from mesh.links.links import knocking
+from mesh.links.knocking import knocking
 from mesh.links.messages import BadMessage, Kept, Note, Offered, decode, encode
 from mesh.links.wire import WireBroken
 from mesh.words import plain

@@ -16,7 +16,7 @@ class Lore(Protocol):
         ...
 
     def glosses(self, text: str, basin: str) -> Sequence[Gloss]:
-        """The words in a text that this mesh uses and a basin may know: a few, with a line of some hundred characters."""
+        """The words in a text that this mesh uses and a basin may know: a few, a line of some hundred letters each."""
         ...
 
 

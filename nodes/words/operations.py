@@ -78,8 +78,12 @@ class _Asked:
         self._words, self._peers, self._lexicon = words, peers, words.lexicon
 
     async def all(self, _: Nothing) -> dict[str, Any]:
-        found = (one for name in self._lexicon.names() for one in self._lexicon.find(name))
-        return {"readings": self._told(found)}
+        """Those in use here first: what others put forward in any number must not push them out of the answer."""
+        lexicon = self._lexicon
+        ours = set(lexicon.uses(self._words.me).values())
+        found = sorted((one for name in lexicon.names() for one in lexicon.find(name)), key=lambda one: one not in ours)
+        told = self._told(found)
+        return {"readings": told, "left_out": len(found) - len(told)}
 
     async def show(self, request: Of) -> dict[str, Any]:
         found = self._lexicon.find(request.word)

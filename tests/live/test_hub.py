@@ -10,7 +10,7 @@ import pytest
 from owners import Owner, link, owners, until
 from process import MESH, mesh
 
-from mesh.links import links
+from mesh.links import knocking
 from mesh.links.socket import meet
 from mesh.links.wire import WireBroken
 from nodes.config import MeshConfig
@@ -75,7 +75,7 @@ async def test_two_who_cannot_be_dialled_link_and_talk_through_a_hub_that_is_kil
 async def test_an_invitation_at_a_hub_is_for_one_and_says_so_when_nobody_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "OPEN_S", 0.5)
+    monkeypatch.setattr(knocking, "OPEN_S", 0.5)
     async with owners(tmp_path, "ada", "bob", "cyd") as (ada, bob, cyd), hub_process() as (_, port):
         for one in (ada, bob, cyd):
             reached(one, hubs=[f"127.0.0.1:{port}"])

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from homeserver import INSTALLED, Synapse
@@ -14,7 +13,6 @@ from owners import Owner, owners, until
 
 from mesh.bridges.matrix.account import Account, Session
 from mesh.clock import now_ms
-from nodes.companion import Companions
 from nodes.config import MeshConfig
 from nodes.matrix.bridge import Bridge
 from nodes.media import Media
@@ -64,9 +62,10 @@ async def up(owner: Owner, session: Session) -> AsyncIterator[Bridge]:
 
 
 async def test_two_link_in_a_room_and_talk_there_and_people_see_nothing(
-    synapse: Synapse, human: Human, tmp_path: Path
+    synapse: Synapse, human: Human, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Invited, accepted, heard both ways, and after a restart of one; clients show none of it."""
+    """Invited, accepted, heard both ways, after a restart and after a change of mind; clients show none of it."""
+    monkeypatch.setattr("mesh.links.room.PAUSE_S", 0.1)
     room = await human.room(preset=RoomPreset.public_chat)
     async with owners(tmp_path, "ada", "bob") as (ada, bob):
         hers, his = await new_session(synapse), await new_session(synapse)
@@ -87,5 +86,10 @@ async def test_two_link_in_a_room_and_talk_there_and_people_see_nothing(
             await ada.say("while you were away")
             async with up(bob, his):
                 await until(lambda: "while you were away" in bob.heard())
+                assert (await bob.ask("room", peer="ada"))["room"] is None
+                await until(lambda: not ada.peers.links.sessions and not bob.peers.links.sessions)
+                await ada.say("while you were elsewhere")
+                assert (await bob.ask("room", peer="ada", room=room))["room"] == room
+                await until(lambda: "while you were elsewhere" in bob.heard())
                 assert (ada.refused(bob), bob.refused(ada)) == ({}, {})
     assert await human.bodies(room) == []

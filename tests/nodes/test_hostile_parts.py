@@ -17,6 +17,7 @@ from mesh.clock import now_ms
 from mesh.entries import Entry, recent
 from mesh.errors import MeshError
 from mesh.ledger import Checked
+from mesh.server_config import MAX_PAYLOAD
 from nodes.disputes import halls
 from nodes.disputes.disputes import MAX_OPEN
 from nodes.errors import NodeError
@@ -28,7 +29,7 @@ from protocol.acts import Act, ActId, new_id
 from protocol.address import Subject
 from protocol.budget import Budget
 from protocol.certificate import read_certificate
-from protocol.dispute import dispute_basin
+from protocol.dispute import MAX_COMMITMENTS, dispute_basin
 from protocol.errors import ProtocolError
 from protocol.frame import decode_frame, encode_frame
 from protocol.keys import MeshId, NodeId
@@ -40,12 +41,17 @@ from protocol.vocabulary import BODIES, MAX_TEXT
 numbers = defaultdict[str, Iterator[int]](lambda: itertools.count(1_000))
 
 
-def act(kind: str, author: str = "bob-person", *, at_ms: int | None = None, refs: Any = (), **body: Any) -> Act:
-    """What somebody elsewhere says; a root, unless it refers to anything that is not a dispute."""
+ROOT = ActId(b"r" * 16)  # what no node here has heard
+
+
+def act(  # the first two are named by place: a body may have any key
+    kind: str, author: str = "bob-person", /, *, at: int | None = None, refs: Any = (), root: Any = None, **body: Any
+) -> Act:
+    """What somebody elsewhere says; a root, unless another one is given."""
     now = now_ms()
     identity = new_id(now, secrets.token_bytes(10))
     budget = Budget(6, 16, 50_000, now + 600_000)
-    return Act(identity, kind, author, list(refs), identity, budget, now if at_ms is None else at_ms, body)
+    return Act(identity, kind, author, list(refs), root or identity, budget, now if at is None else at, body)
 
 
 def heard(owner: Owner, by: Owner, basin: str, *acts: Act) -> None:
@@ -61,41 +67,11 @@ def term(name: str, definition: str, kind: str = "word") -> dict[str, Any]:
 
 # Acts of any body
 
-KEYS = [
-    "term",
-    "digest",
-    "mesh",
-    "basin",
-    "may",
-    "gives",
-    "takes",
-    "round",
-    "turn",
-    "trust",
-    "quota",
-    "paused",
-    "until_ms",
-    "wish",
-    "mediator",
-    "consent",
-    "due_ms",
-    "outcome",
-    "state",
-    "done",
-    "do",
-    "to",
-    "quiet",
-    "thread",
-    "bot",
-    "media",
-    "kind",
-    "peer",
-    "schema",
-    "name",
-    "definition",
-    "obliges",
-    "example",
-]
+KEYS = """
+    term digest mesh basin may gives takes round turn trust quota paused until_ms wish mediator consent due_ms kind
+    outcome state done do to quiet thread bot media peer schema name definition obliges example
+"""
+keys = st.sampled_from(KEYS.split())
 leaves = st.one_of(
     st.none(),
     st.booleans(),
@@ -103,19 +79,16 @@ leaves = st.one_of(
     st.floats(allow_nan=True),
     st.text(max_size=20),
     st.binary(max_size=20),
-    st.sampled_from(
-        ["write", "read", "done", "hide", "retry", "silent", "words", "tea", "b2:" + "0" * 64, "ADA", "BOB"]
-    ),
+    st.sampled_from(["write", "read", "done", "hide", "retry", "silent", "words", "tea", "ADA", "BOB"]),
+    st.just("b2:" + "0" * 64),
     st.sampled_from([term("ebb", "out")["term"], term("flow", "in")["term"] | {"schema": {"a": [1.0, -0.0]}}]),
 )
 values = st.recursive(
     leaves,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.sampled_from(KEYS), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | keys, inner, max_size=3),
     max_leaves=6,
 )
-bodies = st.dictionaries(st.sampled_from(KEYS), values, max_size=7)
+bodies = st.dictionaries(keys, values, max_size=7)
 said = st.tuples(
     st.sampled_from([*BODIES, "lumen"]),
     st.sampled_from(["bob-person", "em-bob", "em-ada", "ada-person", "@x:y.z"]),
@@ -142,10 +115,8 @@ async def test_nothing_that_a_peer_may_sign_stops_a_node_from_hearing(tmp_path: 
         def hear(all_of_it: list[Any]) -> None:
             for kind, author, basin, body, text, at_ms, refs in all_of_it:
                 known = {"ADA": ada.mesh, "BOB": bob.mesh}
-                named = {
-                    key: known.get(value, value) if isinstance(value, str) else value for key, value in body.items()
-                }
-                one = act(kind, author, at_ms=at_ms, refs=ids[-refs:] if refs else [], **named | {"text": text})
+                named = {key: known[value] if value in ("ADA", "BOB") else value for key, value in body.items()}
+                one = act(kind, author, at=at_ms, refs=ids[-refs:] if refs else [], **named | {"text": text})
                 try:
                     heard(ada, bob, basins.get(basin, basin), one)
                 except (ProtocolError, msgspec.MsgspecError, OverflowError):
@@ -212,10 +183,10 @@ async def test_a_peer_does_not_decide_where_one_speaks_of_a_word(tmp_path: Path)
     async with owners(tmp_path, "ada", "bob") as (ada, bob), ada.up(), bob.up():
         await link(ada, bob, den="write", tea="write")
         await ada.vocab("propose", name="ebb", definition="out", basin="den")
-        heard(ada, bob, own_basin(ada.mesh, bob.mesh), act("propose", at_ms=0, **term("ebb", "out")))
+        heard(ada, bob, own_basin(ada.mesh, bob.mesh), act("propose", at=0, **term("ebb", "out")))
         assert (await ada.vocab("adopt", word="ebb"))["basin"] == "den"
         await ada.vocab("propose", name="flow", definition="in", basin="den")
-        heard(ada, bob, "words", act("propose", at_ms=0, **term("flow", "in")))
+        heard(ada, bob, "words", act("propose", at=0, **term("flow", "in")))
         with pytest.raises(NodeError, match="2 basins; say in which to speak, with --basin: den, words"):
             await ada.vocab("adopt", word="flow")
         assert (await ada.vocab("adopt", word="flow", basin="den"))["here"]
@@ -226,14 +197,60 @@ async def test_a_flood_of_authors_hides_no_words(tmp_path: Path) -> None:
         await link(ada, bob)
         for start in range(0, 1_000, 50):
             authors = [f"a{number:04}" + "x" * 240 for number in range(start, start + 50)]
-            heard(ada, bob, "words", *(act("propose", one, **term("aaa", "a flood")) for one in authors))
+            heard(
+                ada,
+                bob,
+                "words",
+                *(act("propose", one, root=ROOT, refs=[ROOT], **term("aaa", "a flood")) for one in authors),
+            )
         await ada.vocab("propose", name="zzz", definition="the last one")
         readings = (await ada.vocab("list"))["readings"]
         assert [one["name"] for one in readings] == ["aaa", "zzz"]
         assert len(readings[0]["proposed"]) == MAX_AUTHORS
 
 
+async def test_a_flood_of_words_does_not_push_those_in_use_out_of_a_list(tmp_path: Path) -> None:
+    async with owners(tmp_path, "ada", "bob") as (ada, bob), ada.up(), bob.up():
+        await link(ada, bob)
+        await ada.vocab("propose", name="zzz", definition="the last one")
+        await ada.vocab("adopt", word="zzz")
+        for start in range(0, 300, 50):
+            flood = [term(f"a{number}", "\U0001f30a" * 900) for number in range(start, start + 50)]
+            heard(ada, bob, "words", *(act("propose", **one) for one in flood))
+        told = await ada.vocab("list")
+        assert told["readings"][0]["name"] == "zzz"
+        assert told["left_out"] == 301 - len(told["readings"]) > 0
+        assert len(msgspec.json.encode(told)) < MAX_PAYLOAD
+
+
 # Disputes
+
+
+async def test_long_words_leave_a_dispute_readable(tmp_path: Path) -> None:
+    """An answer that the bus does not take would keep a person from all that was said."""
+    async with owners(tmp_path, "ada", "bob") as (ada, bob), ada.up(), bob.up():
+        await link(ada, bob)
+        long = "\x01" * (MAX_TEXT - 1)
+        names = list[str]()
+        for _ in range(3):
+            raising = act("raise", text=long, wish=long, mesh=ada.mesh)
+            basin = dispute_basin(bob.mesh, ada.mesh, raising.id)
+            heard(ada, bob, basin, raising)
+            names.append(basin)
+        for number in range(80):
+            heard(ada, bob, names[0], act("remedy", refs=[raising_of(ada, names[0])], text=f"{number}{long[:20_000]}"))
+        heard(ada, bob, names[0], act("say", text=long))
+        told = await ada.dispute("show", dispute=names[0])
+        assert len(msgspec.json.encode(told)) < MAX_PAYLOAD
+        assert told["words"][-1]["text"] == long
+        assert told["left_out"] > 0
+        assert len(told["commitments"]) == MAX_COMMITMENTS
+        assert len(msgspec.json.encode(await ada.dispute("list"))) < MAX_PAYLOAD
+
+
+def raising_of(owner: Owner, basin: str) -> ActId:
+    """The act that began a dispute."""
+    return owner.entries(basin)[0].act.id
 
 
 async def test_a_peer_with_many_complaints_costs_no_reading_of_all_of_them(
@@ -311,7 +328,7 @@ async def test_a_mediator_hears_no_more_once_a_party_takes_its_consent_back_wher
 async def test_a_dispute_with_what_is_no_mesh_is_none(tmp_path: Path) -> None:
     async with owners(tmp_path, "ada", "bob") as (ada, bob), ada.up(), bob.up():
         await link(ada, bob)
-        for other in ("", "me", "\x1b[2J", "A" * 56):
+        for other in ("", "me", "\x1b[2J", "B" * 56):
             raising = act("raise", text="x", mesh=other)
             basin = dispute_basin(bob.mesh, MeshId(other), ActId(raising.id))
             heard(ada, bob, basin, raising)
