@@ -1,5 +1,10 @@
-"""What the ledger has kept, read back: acts in their places."""
+"""What the ledger has kept, read back: acts in their places.
 
+An id belongs to whoever said it: two meshes may each have an act under the same one, and both are kept. Asked for an id
+alone, the act that was heard first is meant.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from mesh.store import Store
@@ -33,18 +38,59 @@ def recent(store: Store, basin: str, limit: int, before: int | None = None) -> l
     return found[:limit][::-1]
 
 
-def find(store: Store, identity: bytes) -> Entry | None:
-    """The act with this id, if it is kept."""
+def find(store: Store, identity: bytes, mesh: MeshId | None = None) -> Entry | None:
+    """The act with this id, if it is kept: that of `mesh`, or the one that was heard first."""
     row = store.one("SELECT place FROM acts WHERE id = ?", (identity,))
-    if row is None:
-        return None
-    frame = store.one(f"{_FRAMES} WHERE n = ?", (row[0] // MAX_ACTS,))
-    return next((entry for entry in _entries(frame) if entry.n == row[0]), None)
+    entry = row and at(store, row[0])
+    if entry is None or mesh is None or entry.mesh == mesh:
+        return entry
+    row = store.one("SELECT place FROM twins WHERE id = ? AND mesh = ?", (identity, mesh))
+    return row and at(store, row[0])
+
+
+def every(store: Store, identity: bytes) -> list[Entry]:
+    """The acts of all meshes with this id, in the order they were heard."""
+    sql = "SELECT place FROM acts WHERE id = ? UNION ALL SELECT place FROM twins WHERE id = ? ORDER BY place"
+    found = (at(store, place) for (place,) in store.rows(sql, (identity, identity)))
+    return [entry for entry in found if entry is not None]
+
+
+def at(store: Store, n: int) -> Entry | None:
+    """The act at this place."""
+    frame = store.one(f"{_FRAMES} WHERE n = ?", (n // MAX_ACTS,))
+    return next((entry for entry in _entries(frame) if entry.n == n), None) if frame else None
+
+
+def is_twin(store: Store, identity: bytes, mesh: MeshId) -> bool:
+    """Whether another mesh was heard under this id before this one was."""
+    return store.one("SELECT 1 FROM twins WHERE id = ? AND mesh = ?", (identity, mesh)) is not None
+
+
+def places(store: Store, mesh: MeshId, identities: Sequence[bytes]) -> tuple[Mapping[bytes, int], Mapping[bytes, int]]:
+    """Which of these ids are known, each with the place of the act that was heard first; and those of `mesh` alone."""
+    sql = f"SELECT id, place FROM acts WHERE id IN ({_slots(identities)})"  # noqa: S608 - question marks only
+    first = dict[bytes, int](store.rows(sql, identities))
+    if not first:
+        return first, first
+    frames = {place // MAX_ACTS for place in first.values()}
+    sql = f"SELECT n FROM frames JOIN origins USING (origin) WHERE mesh = ? AND n IN ({_slots(frames)})"  # noqa: S608 - same
+    its_own = {n for (n,) in store.rows(sql, [mesh, *frames])}
+    own = {identity: place for identity, place in first.items() if place // MAX_ACTS in its_own}
+    if len(own) == len(first):
+        return first, own
+    sql = f"SELECT id, place FROM twins WHERE mesh = ? AND id IN ({_slots(identities)})"  # noqa: S608 - same
+    return first, {**own, **dict[bytes, int](store.rows(sql, [mesh, *identities]))}
 
 
 def count(store: Store) -> int:
-    """How many acts are kept."""
-    return store.one("SELECT count(*) FROM acts")[0]
+    """How many acts are kept, those of several meshes under one id each for itself."""
+    (acts,) = store.one("SELECT count(*) FROM acts")
+    return acts + (store.one("SELECT count(*) FROM twins")[0] if has_twins(store) else 0)
+
+
+def has_twins(store: Store) -> bool:
+    """Whether the database has a place for acts under ids that others used: one that is only read may be older."""
+    return store.one("SELECT 1 FROM sqlite_master WHERE name = 'twins'") is not None
 
 
 def missing(store: Store) -> int:
@@ -60,6 +106,10 @@ def _entries(row: tuple[int, str, str, int, bytes]) -> list[Entry]:
         for position, act in enumerate(frame.acts)
         if not left_out >> position & 1
     ]
+
+
+def _slots(values: Collection[object]) -> str:
+    return ",".join("?" * len(values))
 
 
 _FRAMES: Final = "SELECT n, mesh, node, left_out, frame FROM frames JOIN origins USING (origin)"

@@ -88,7 +88,8 @@ class Eraser:
         except ProtocolError:  # never kept, so nothing of it was ever taken back
             return set()
         marks = ",".join("?" * len(acts))
-        rows = self._store.rows(f"SELECT id FROM forgotten WHERE id IN ({marks})", [act.id for act in acts])  # noqa: S608 - question marks only
+        sql = f"SELECT id FROM forgotten WHERE mesh = ? AND id IN ({marks})"  # noqa: S608 - question marks only
+        rows = self._store.rows(sql, [parse_subject(message.subject).mesh, *(act.id for act in acts)])
         ids = {identity for (identity,) in rows}
         return ids if hollow(message.data, lambda act: act.id in ids, None) is not message.data else set()
 

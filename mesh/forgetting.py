@@ -37,10 +37,10 @@ class Arrived(NamedTuple):
     sifted: bool
 
 
-def forgotten_among(store: Store, identities: Collection[bytes]) -> bool:
-    """Whether the words of any of these acts are gone."""
-    sql = f"SELECT 1 FROM forgotten WHERE id IN ({_marks(identities)}) LIMIT 1"  # noqa: S608 - question marks only
-    return store.one(sql, list(identities)) is not None
+def forgotten_among(store: Store, identities: Collection[bytes], mesh: MeshId | None = None) -> bool:
+    """Whether the words of any of these acts are gone: of those that `mesh` said, or anybody."""
+    sql = f"SELECT 1 FROM forgotten WHERE id IN ({_marks(identities)}) AND mesh = coalesce(?, mesh) LIMIT 1"  # noqa: S608 - question marks only
+    return store.one(sql, [*identities, mesh]) is not None
 
 
 class Forgetting:
@@ -70,7 +70,7 @@ class Forgetting:
         gone = {act.id for act in frame.acts if (act.id, act.author) in taken or self._is_late(mesh, act, taken)}
         if not gone:
             return Arrived(frame, data, sifted=False)
-        self._store.many("INSERT OR IGNORE INTO forgotten VALUES (?)", ((identity,) for identity in gone))
+        self._store.many("INSERT OR IGNORE INTO forgotten VALUES (?, ?)", ((identity, mesh) for identity in gone))
         kept = hollow(data, lambda act: act.id in gone, self._signer)
         return Arrived(reread_frame(kept), kept, sifted=True)
 
@@ -80,8 +80,8 @@ class Forgetting:
             return False
         if (act.refs[0], act.author) in taken:
             return True
-        target = find(self._store, act.refs[0])
-        return target is not None and (target.mesh, target.act.author) == (mesh, act.author) and is_husk(target.act)
+        target = find(self._store, act.refs[0], mesh)
+        return target is not None and target.act.author == act.author and is_husk(target.act)
 
     def hear(self, mesh: MeshId, basin: str, act: Act) -> None:
         """Note an edit, honour a redaction; other acts are let be. The act must be kept already."""
@@ -97,10 +97,10 @@ class Forgetting:
         ids = self._with_edits(target)
         basins, frames = {basin}, set[int]()
         for identity in ids:
-            entry = find(self._store, identity)
-            if entry is None or (entry.mesh, entry.act.author) != (mesh, author):
+            entry = find(self._store, identity, mesh)
+            if entry is None or entry.act.author != author:
                 continue
-            if self._store.execute("INSERT OR IGNORE INTO forgotten VALUES (?)", (identity,)):
+            if self._store.execute("INSERT OR IGNORE INTO forgotten VALUES (?, ?)", (identity, mesh)):
                 self._gone.append(entry)
                 frames.add(entry.n // MAX_ACTS)
                 basins.add(entry.basin)
@@ -114,7 +114,12 @@ class Forgetting:
                     frames.add(n)
         for n in frames:
             self.emptied(n)
-        self._empty_outbox(ids, author)
+        if self.is_ours(mesh):
+            self._empty_outbox(ids, author)
+
+    def is_ours(self, mesh: MeshId) -> bool:
+        """Whether a mesh is the one whose outbox this is; any is, where nobody signs here."""
+        return self.own is None or self.own.mesh == mesh
 
     def _with_edits(self, target: bytes) -> set[bytes]:
         """An act, its edits, and theirs."""

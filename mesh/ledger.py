@@ -20,7 +20,7 @@ import structlog
 
 from mesh.bus.base import Bus, Consumer, Message, Stored
 from mesh.clock import Clock
-from mesh.entries import Entry, find
+from mesh.entries import Entry, every, find, places
 from mesh.erasing import Eraser
 from mesh.forgetting import Forgetting
 from mesh.marks import Marks
@@ -54,7 +54,7 @@ class Checked(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What became of a frame: the ids of its acts, the kept frames that hold them, and what was new in it."""
+    """What became of a frame: its acts' ids if it is ours, the kept frames that hold them, and what was new in it."""
 
     ids: Sequence[bytes]
     frames: set[int]
@@ -182,11 +182,10 @@ class Ledger:
         """Whether a verified frame is of no use any more: its acts and its number are here, and in the stream."""
         if self._marks.is_new(subject, frame):
             return False
-        sql = f"SELECT place FROM acts WHERE id IN ({_slots(frame.acts)})"  # noqa: S608 - question marks only
-        places = self._store.rows(sql, [act.id for act in frame.acts])
-        kept = {place // MAX_ACTS for (place,) in places}
-        if len(places) < len({act.id for act in frame.acts}):
+        _, known = places(self._store, subject.mesh, [act.id for act in frame.acts])
+        if len(known) < len({act.id for act in frame.acts}):
             return False
+        kept = {place // MAX_ACTS for place in known.values()}
         sql = f"SELECT count(DISTINCT n) FROM sightings WHERE n IN ({_slots(kept)})"  # noqa: S608 - question marks only
         return self._store.one(sql, list(kept))[0] == len(kept)
 
@@ -196,16 +195,16 @@ class Ledger:
         What is refused is counted, never stored. What the stream has need not wait in the outbox any more.
         """
         stored: list[tuple[int, _Kept]] = []
-        places: list[int] = []
+        seqs: list[int] = []
         checked: list[Checked] = []
         for one in batch:
             if early := self._early.pop(_seal(one.data), None):
                 stored.append((one.seq, early))
             elif found := self._check(one.subject, one.data):
                 checked.append(found)
-                places.append(one.seq)
+                seqs.append(one.seq)
         with self._store.transaction():
-            stored += zip(places, self._keep(checked), strict=True)
+            stored += zip(seqs, self._keep(checked), strict=True)
             ids = ((identity,) for _, kept in stored for identity in kept.ids)
             self._store.many("DELETE FROM outbox WHERE id = ?", ids)
             self._forgetting.seen([(n, seq) for seq, kept in stored for n in kept.frames])
@@ -217,8 +216,8 @@ class Ledger:
         entries = [entry for one in kept for entry in one.entries]
         gone = self._forgetting.take()
         if gone:
-            ids = {entry.act.id for entry in gone}
-            entries = [one._replace(act=husk(one.act)) if one.act.id in ids else one for one in entries]
+            ns = {entry.n for entry in gone}
+            entries = [one._replace(act=husk(one.act)) if one.n in ns else one for one in entries]
         if entries:
             self._handler(entries)
         if gone:
@@ -251,8 +250,7 @@ class Ledger:
         origin = self._marks.note(subject, frame)
         frame, data, sifted = self._forgetting.sift(subject.mesh, frame, data)
         ids = list[bytes](act.id for act in frame.acts)
-        sql = f"SELECT id, place FROM acts WHERE id IN ({_slots(ids)})"  # noqa: S608 - question marks only
-        known = dict[bytes, int](self._store.rows(sql, ids))
+        taken, known = places(self._store, subject.mesh, ids)
         new: dict[bytes, int] = {}
         for position, act in enumerate(frame.acts):
             if act.id not in known and act.id not in new and self._lawful(subject, act):
@@ -263,32 +261,32 @@ class Ledger:
             left_out = sum(1 << position for position in set(range(len(frame.acts))) - set(new.values()))
             n = self._store.insert(_INSERT_FRAME, (frame.basin, origin, _signed(left_out), data)) or 0
             first = n * MAX_ACTS
-            self._store.many(_INSERT_ACT, [(identity, first + position) for identity, position in new.items()])
+            rows = [(identity, first + position) for identity, position in new.items() if identity not in taken]
+            self._store.many(_INSERT_ACT, rows)
+            if len(rows) < len(new):  # others have used these ids
+                twins = [(one, subject.mesh, first + position) for one, position in new.items() if one in taken]
+                self._store.many(_INSERT_TWIN, twins)
             entries = [Entry(first + at, frame.basin, subject.mesh, frame.node, frame.acts[at]) for at in new.values()]
             frames.add(n)
             if sifted:
                 self._forgetting.emptied(n)
         self._amend(subject.mesh, frame, known, new)
-        return _Kept(ids, frames, entries)
+        return _Kept(ids if self._forgetting.is_ours(subject.mesh) else (), frames, entries)
 
     def _amend(self, mesh: MeshId, frame: Frame, known: Mapping[bytes, int], new: Mapping[bytes, int]) -> None:
         """Honour the edits and redactions in a frame, also those that an earlier version of this node kept only."""
         for act in frame.acts:
             if act.kind in AMENDING and act.refs and (act.id in new or act.id in known):
-                said = act if act.id in new else getattr(find(self._store, act.id), "act", act)
+                said = act if act.id in new else getattr(find(self._store, act.id, mesh), "act", act)
                 self._forgetting.hear(mesh, frame.basin, said)
 
     def _lawful(self, subject: Subject, act: Act) -> bool:
         """Whether an act stays in its chain and leaves it no more than its parent did, or its root."""
         parent = None if act.is_root else self._parent(act.refs[0]) or self._parent(act.root)
-        if parent is not None:
-            root, budget = parent
-            if act.root != root:
-                self._refuse(subject.mesh, BadAct("the act is of another chain than the one that it answers"))
-                return False
-            try:
-                check_child(budget, act.budget)
-            except BudgetRaised as error:
+        if parent is not None and (error := _breach(parent, act)):
+            # It may answer what another mesh said under that id: nobody's copy of an act bars what answers the act.
+            others = every(self._store, act.refs[0]) or every(self._store, act.root)
+            if all(_breach((one.act.root, one.act.budget), act) for one in others):
                 self._refuse(subject.mesh, error)
                 return False
         if len(self._parents) >= PARENTS:
@@ -324,6 +322,18 @@ def _slots(values: Collection[object]) -> str:
     return ",".join("?" * len(values))
 
 
+def _breach(parent: tuple[bytes, Budget], act: Act) -> BadAct | BudgetRaised | None:
+    """How an act breaks the rules of the chain that it says it answers in, or None."""
+    root, budget = parent
+    if act.root != root:
+        return BadAct("the act is of another chain than the one that it answers")
+    try:
+        check_child(budget, act.budget)
+    except BudgetRaised as error:
+        return error
+    return None
+
+
 def _nothing() -> None:
     """Before `run`, nobody is told."""
 
@@ -335,3 +345,4 @@ def _signed(mask: int) -> int:
 
 _INSERT_FRAME: Final = "INSERT INTO frames (basin, origin, left_out, frame) VALUES (?, ?, ?, ?)"
 _INSERT_ACT: Final = "INSERT INTO acts (id, place) VALUES (?, ?)"
+_INSERT_TWIN: Final = "INSERT INTO twins (id, mesh, place) VALUES (?, ?, ?)"

@@ -249,7 +249,8 @@ def _framed(queue: Iterable[Waiting]) -> Iterator[list[Waiting]]:
 
 # What was heard here already and is kept, as it was signed: the same acts in another frame would leave a gap.
 _HEARD: Final = (
-    "SELECT frames.basin, frame FROM frames WHERE n IN (SELECT place / ? FROM acts JOIN outbox USING (id)) ORDER BY n"
+    "SELECT frames.basin, frame FROM frames WHERE n IN (SELECT place / ?1 FROM acts JOIN outbox USING (id)"
+    " UNION SELECT place / ?1 FROM twins JOIN outbox USING (id)) ORDER BY n"
 )
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Act).decode

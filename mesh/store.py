@@ -61,6 +61,17 @@ MESH_SCHEMA: Final = (
     CREATE INDEX frames_in_part ON frames (basin, n) WHERE left_out != 0;
     UPDATE cursor SET seq = 0;
     """,
+    # Acts of several meshes under one id: `acts` has the one that was heard first, `twins` the others.
+    """
+    CREATE TABLE twins (
+        id BLOB NOT NULL, mesh TEXT NOT NULL, place INTEGER NOT NULL, PRIMARY KEY (id, mesh)
+    ) WITHOUT ROWID;
+    CREATE TABLE forgotten_of (id BLOB NOT NULL, mesh TEXT NOT NULL, PRIMARY KEY (id, mesh)) WITHOUT ROWID;
+    INSERT INTO forgotten_of
+        SELECT id, mesh FROM forgotten JOIN acts USING (id) JOIN frames ON n = place / 64 JOIN origins USING (origin);
+    DROP TABLE forgotten;
+    ALTER TABLE forgotten_of RENAME TO forgotten;
+    """,
 )
 
 

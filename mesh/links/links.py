@@ -6,7 +6,7 @@ takes the place of what is slower as soon as it is there; what was not acknowled
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -85,10 +85,16 @@ class Links:
         self._group: asyncio.TaskGroup | None = None
 
     def proceed(self, basins: Collection[str]) -> None:
-        """Something was stored in these basins; none: what peers may have has changed. Have sessions look."""
+        """Something was stored in these basins: have the sessions look that it concerns."""
         for session in self.sessions.values():
-            if not basins or session.concerns(basins):
+            if session.concerns(basins):
                 session.wake(basins)
+
+    def look(self, peers: Iterable[MeshId]) -> None:
+        """What these peers may have has changed: have their sessions look at all of it."""
+        for peer in peers:
+            if session := self.sessions.get(peer):
+                session.wake()
 
     def dial(self, peers: Mapping[MeshId, Sequence[Way | str]]) -> None:
         """Keep in touch with exactly these, by one of their ways each (a URL is a peer's own), and who dials us."""

@@ -36,6 +36,7 @@ class Receiving:
 
     def __init__(self, peer: MeshId, ground: Ground, say: Say) -> None:
         self.refused = 0  # frames and other messages
+        self.doubt = asyncio.Event()  # something is missing: it may be on its way, or be asked for in a moment
         self._peer, self._ground, self._say = peer, ground, say
         self._heard: asyncio.Queue[tuple[int, int, Sequence[Checked]]] = asyncio.Queue(AHEAD)
         self._looks = True
@@ -55,8 +56,9 @@ class Receiving:
             elif not self._ground.ledger.holds(one.subject, one.frame):
                 await self._pace(one.frame, alive)
                 allowed.append(one)
-        self.refused += refused
         await self._hear(allowed)
+        if allowed and self._ground.store.one("SELECT 1 FROM gaps LIMIT 1"):
+            self.doubt.set()
         await self._heard.put((message.number, refused, allowed))
 
     async def _pace(self, frame: Frame, alive: Callable[[], None]) -> None:

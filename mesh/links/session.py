@@ -9,6 +9,9 @@ from collections import deque
 from collections.abc import Collection
 from typing import Final
 
+import structlog
+
+from mesh.errors import MeshError
 from mesh.links.ground import Ground
 from mesh.links.messages import (
     VERSION,
@@ -35,11 +38,14 @@ from protocol.keys import MeshId, NodeId
 from protocol.quota import MINUTE_MS
 
 SILENT_BEATS: Final = 3.5  # without any word for so many signs of life the wire is broken
+DOUBT_S: Final = 1.0  # until what is missing is asked for: where several pass it on, the fastest is not always in order
 MAX_MATTERS: Final = 256  # waiting to be said for our parts; what must arrive is said again over the next link
 ASIDES_A_MINUTE: Final = 600  # matters, notes and papers that a peer may send: each costs us work and brings no act
 MISSING_COSTS: Final = 20  # of these: to look for missing frames a whole basin is read
 PAPERS_COST: Final = 8  # of them count as one of these: each is a signature to be checked
 REFUSED_S: Final = 0.002  # that nothing is read from a peer for each thing refused: about twenty times its work
+
+log = structlog.get_logger(__name__)
 
 
 class Session:
@@ -92,6 +98,7 @@ class Session:
                 group.create_task(self._receiving.store(), name="link kept")
                 group.create_task(self._send(), name="link out")
                 group.create_task(self._beat(), name="link beat")
+                group.create_task(self._doubt(), name="link gaps")
         finally:
             await self._wire.close()
 
@@ -106,6 +113,15 @@ class Session:
             await self._say(Beat())
             self._receiving.look()  # what is missing still, and was asked for too early, is asked for again
             self.wake()
+
+    async def _doubt(self) -> None:
+        """Ask for what is missing, when it had time to come another way."""
+        while True:
+            await self._receiving.doubt.wait()
+            await asyncio.sleep(DOUBT_S)
+            self._receiving.doubt.clear()
+            self._receiving.look()
+            self._wake.set()
 
     async def _send(self) -> None:
         while True:
@@ -169,6 +185,11 @@ class Session:
                 try:
                     self._ground.gates.matter(self.peer, message.topic, message.data)
                 except BadMessage as error:
+                    self._receiving.refuse(error)
+                except MeshError:
+                    raise
+                except Exception as error:  # a slip of ours with a peer's words must not end the node
+                    log.exception("a part of this node cannot deal with what a peer said", topic=message.topic)
                     self._receiving.refuse(error)
 
 

@@ -22,9 +22,13 @@ class Tls:
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self._certificate, self._key = certificate, key
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._seen = self._load()
+        self._seen, self._current = self._load()
+        self.context = self._current
+        self.context.sni_callback = self._newest  # asked at every handshake, with a name or without
+
+    def _newest(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        """Show whoever comes the newest certificate."""
+        connection.context = self._current
 
     def look(self) -> bool:
         """Take up the files if they have changed; returns whether they have. Those who come now are shown the new ones.
@@ -33,7 +37,7 @@ class Tls:
         """
         if self._stamps() == self._seen:
             return False
-        self._seen = self._load()
+        self._seen, self._current = self._load()
         return True
 
     async def watch(self) -> NoReturn:
@@ -55,14 +59,16 @@ class Tls:
         except OSError as error:
             raise MeshError(f"links: {error.filename} cannot be read: {error.strerror}") from None
 
-    def _load(self) -> tuple[float, float]:
-        stamps = self._stamps()
+    def _load(self) -> tuple[tuple[float, float], ssl.SSLContext]:
+        """When the files were written, and what they hold; anew, since a half that does not fit spoils the old."""
+        stamps, context = self._stamps(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
-            self.context.load_cert_chain(self._certificate, self._key)
+            context.load_cert_chain(self._certificate, self._key)
         except (ssl.SSLError, ValueError):
             raise MeshError(
                 f"links: {self._certificate} and {self._key} are not a certificate and its key in PEM"
             ) from None
         except OSError as error:
             raise MeshError(f"links: {self._certificate} or its key cannot be read: {error.strerror}") from None
-        return stamps
+        return stamps, context

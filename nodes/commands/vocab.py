@@ -101,7 +101,7 @@ def _reading(one: dict[str, Any]) -> list[str]:
     told = [
         plain(f"{'act' if one['kind'] == 'act' else 'word':<11} {one['name']}: {one['definition']}", 1_200),
         *_more(one),
-        f"used by     {_called(one['used']) or 'nobody known here'}",
+        plain(f"used by     {_called(one['used']) or 'nobody known here'}", 1_200),
     ]
     named = (("proposed by", one["proposed"]), ("contested by", one["contested"]), ("ems for it", one["ems"]))
     told += [plain(f"{label:<11} {_authors(who)}", 1_200) for label, who in named if who]

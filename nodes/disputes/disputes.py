@@ -24,8 +24,8 @@ from nodes.node import Node
 from nodes.peers.gates import is_heard
 from nodes.peers.peers import AGAIN_S, HEARD_S, Peers, terms
 from nodes.peers.tables import Peer
-from protocol.acts import RANDOM_BYTES, Act, ActId, new_id
-from protocol.dispute import Dispute, State, concerns, dispute_basin, is_dispute, short
+from protocol.acts import ID_BYTES, RANDOM_BYTES, Act, ActId, new_id
+from protocol.dispute import Dispute, concerns, dispute_basin, is_dispute, short
 from protocol.errors import BadLink
 from protocol.link import State as Linked
 from protocol.statement import STATEMENTS, Changes
@@ -151,8 +151,8 @@ class Disputes(Alone):
     async def raise_(self, peer: Peer, text: str, about: Sequence[ActId], wish: str) -> str:
         """Raise a dispute with a peer; returns its basin when it is raised here. Raises NodeError, MeshError."""
         self._check_link(peer)
-        mine = [self.halls.read(basin) for basin, parties in self.halls.parties.items() if peer.mesh == parties.other]
-        if sum(one is not None and one.state == State.OPEN for one in mine) >= MAX_OPEN:
+        mine = [basin for basin, parties in self.halls.parties.items() if parties == (self.me, peer.mesh)]
+        if sum(self.halls.is_open(basin) for basin in mine) >= MAX_OPEN:
             raise NodeError(f"{MAX_OPEN} disputes that you raised with {peer.petname} are open; settle or withdraw one")
         now = self.node.ground.clock()
         identity = new_id(now, secrets.token_bytes(RANDOM_BYTES))
@@ -208,7 +208,8 @@ class Disputes(Alone):
     def find(self, name: str) -> Dispute:
         """A dispute by its eight letters, or some of the first, or by its basin. Raises NodeError."""
         wanted = name.strip().lower()
-        found = [one for basin in self.halls.parties if (one := self.halls.read(basin)) and _is_named(one, wanted)]
+        basins = [basin for basin in self.halls.parties if _may_be_named(basin, wanted)]
+        found = [one for basin in basins if (one := self.halls.read(basin)) and _is_named(one, wanted)]
         if len(found) == 1:
             return found[0]
         raise NodeError(
@@ -284,6 +285,11 @@ class Disputes(Alone):
 
     def _is_em(self, author: str) -> bool:
         return author in self.node.runtime.ems or self.node.runtime.turns.spoke(author)
+
+
+def _may_be_named(basin: str, wanted: str) -> bool:
+    """Whether a dispute of this basin need be read to see if it is the one: to read all of them takes its time."""
+    return wanted == basin or len(wanted) == 2 * ID_BYTES or basin.partition("-")[2].startswith(wanted)
 
 
 def _is_named(dispute: Dispute, wanted: str) -> bool:

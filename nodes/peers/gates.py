@@ -44,10 +44,11 @@ class _Flows(NamedTuple):
 class PeerGates:
     """The gates of mesh.links, and the quotas of nodes.runtime, over all peers of a node."""
 
-    def __init__(self, me: MeshId, store: Store, clock: Clock, days: int, changed: Callable[[], None]) -> None:
-        """`days`: what was said longer ago is not sent any more.
+    def __init__(self, me: MeshId, store: Store, clock: Clock, days: int, changed: Callable[[MeshId], None]) -> None:
+        """What was said more than so many `days` ago is not sent any more.
 
-        `changed` is called when a link is up, and when a peer has kept more of what was said about the relationship.
+        `changed` is called with a peer when a link with it is up, and when it has kept more of what was said about the
+        relationship.
         """
         self.tables = Tables(store)
         self.peers: dict[MeshId, Peer] = {peer.mesh: peer for peer in self.tables.peers()}
@@ -66,9 +67,9 @@ class PeerGates:
 
     # Out
 
-    def met(self, peer: MeshId) -> None:  # noqa: ARG002 - a gate's
+    def met(self, peer: MeshId) -> None:
         """The parts of the node may have something to say."""
-        self._changed()
+        self._changed(peer)
 
     def sent(self, peer: MeshId) -> Sequence[Sent]:
         """The own basin first: what was agreed on is told before what is said under it, however old it is."""
@@ -96,7 +97,7 @@ class PeerGates:
     def kept(self, peer: MeshId, basin: str) -> None:
         """A peer that has heard a farewell need not be reached any more."""
         if basin == self._own(peer):
-            self._changed()
+            self._changed(peer)
 
     # In
 

@@ -56,8 +56,9 @@ class Peers:
         self.me, self.who, self.papers = node.identity.mesh, who, papers
         learn_papers(ground.store, node.identity.trust)
         self._changed = asyncio.Event()
+        self._stirred: set[MeshId] = set()  # peers with whom something has changed
         days = node.config.links.days
-        self.gates = PeerGates(self.me, ground.store, ground.clock, days, self._changed.set)
+        self.gates = PeerGates(self.me, ground.store, ground.clock, days, self._stir)
         self.peers = self.gates.peers
         vocabulary = digest_of_all(digest(term) for term in core_terms())
         self.ways = Ways(self.me, who, node.config.links, ground.store)
@@ -216,8 +217,13 @@ class Peers:
         with self._store.transaction():
             self.gates.tables.put(peer)
         self.peers[peer.mesh] = peer
-        self._changed.set()
+        self._stir(peer.mesh)
         self._heard.set()
+
+    def _stir(self, mesh: MeshId) -> None:
+        """Something has changed with a peer."""
+        self._stirred.add(mesh)
+        self._changed.set()
 
     def stir(self) -> None:
         """Look again at which links are to be kept, and where guests are waited for."""
@@ -298,13 +304,14 @@ class Peers:
         """Whenever a relationship has changed, keep the links that it asks for, and no others."""
         while True:
             self._changed.clear()
+            stirred, self._stirred = self._stirred, set[MeshId]()
             welcome = {peer.mesh: peer for peer in self.peers.values() if self._is_welcome(peer)}
             self.links.dial({mesh: self.ways.to(peer) for mesh, peer in welcome.items()})
             self.links.host(self.ways.for_guests(self._clock() // 1000, self._may_come_again))
             for mesh in [mesh for mesh in self.links.sessions if mesh not in welcome]:
                 self.links.drop(mesh)
             self._begin()
-            self.links.proceed(())
+            self.links.look(stirred)
             if await self._answer():
                 await self._changed.wait()
             else:
@@ -375,7 +382,7 @@ class Peers:
             waiting = later
         if peer.relationship != before:
             self.gates.tables.put(peer)
-            self._changed.set()
+            self._stir(mesh)
             if peer.relationship.state != before.state:
                 log.info("a relationship has changed", peer=peer.petname, state=peer.relationship.state.value)
 

@@ -257,7 +257,7 @@ class Mesh:
         self.say(entry.basin, [answer])
 
 
-def _nothing() -> None:
+def _nothing(peer: MeshId) -> None:
     """Nothing is to be done when a relationship has changed: here nobody is dialled."""
 
 

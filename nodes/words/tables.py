@@ -5,10 +5,11 @@ from typing import Final
 import msgspec
 
 from mesh.store import Store
+from protocol.errors import BadTerm
 from protocol.keys import MeshId
 from protocol.lexicon import Changed, Lexicon
 from protocol.terms import Said, read_term, write_term
-from protocol.vocabulary import Digest
+from protocol.vocabulary import Digest, Term
 
 WORDS_SCHEMA: Final = (
     """
@@ -35,8 +36,8 @@ class Tables:
             MeshId(mesh): msgspec.msgpack.decode(data, type=frozenset[Digest])
             for mesh, data in self._store.rows("SELECT mesh, digests FROM term_holders")
         }
-        terms = (read_term(data) for (data,) in self._store.rows("SELECT term FROM terms"))
-        lexicon.restore(terms, said, told)
+        terms = [_read(data) for (data,) in self._store.rows("SELECT term FROM terms")]
+        lexicon.restore([term for term in terms if term is not None], said, told)
 
     def keep(self, changed: Changed) -> None:
         """Write what has changed."""
@@ -57,3 +58,11 @@ class Tables:
         """Write what a peer says that it uses."""
         data = msgspec.msgpack.encode(sorted(digests))
         self._store.execute("INSERT OR REPLACE INTO term_holders VALUES (?, ?)", (mesh, data))
+
+
+def _read(data: bytes) -> Term | None:
+    """A term; None for one that is none by now: what is printable is another Unicode's matter in another Python."""
+    try:
+        return read_term(data)
+    except BadTerm:
+        return None

@@ -14,7 +14,8 @@ from mesh.links.papers import learn
 from mesh.links.pieces import Joining
 from mesh.links.receiving import ASKED, LOOKED_AT, Receiving
 from mesh.links.sending import SPAN, Sending
-from mesh.links.wire import WireBroken
+from mesh.links.session import Session
+from mesh.links.wire import MemoryWire, WireBroken
 from protocol.certificate import Certificate, issue
 from protocol.keys import KeyKind, MeshId, NodeId, Signer
 
@@ -103,6 +104,29 @@ async def test_frames_that_are_missed_are_found_behind_any_number_of_others(tmp_
         *frames, last = wrote.said
         assert [len(getattr(one, "frames", ())) for one in frames] == [2]
         assert last == Gone(a.mesh, a.node.public, "tea", 1, 9)
+
+
+async def test_a_slip_of_a_part_with_what_a_peer_says_ends_neither_the_link_nor_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sides(tmp_path) as (a, b):
+        a.gives, b.taken = {"tea": 0}, {"tea"}
+
+        def slips(_peer: str, _topic: str, _data: bytes) -> None:
+            raise KeyError("nobody thought of that")
+
+        monkeypatch.setattr(b, "matter", slips)
+        ends = MemoryWire.pair()
+        sessions = [Session(b.mesh, ends[0], a.ground), Session(a.mesh, ends[1], b.ground)]
+        a.sessions, b.sessions = sessions[:1], sessions[1:]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(session.run()) for session in sessions]
+            assert sessions[0].tell("card", b"?")
+            await a.say("tea", "still here")
+            await until_heard(b, "tea", ["still here"])
+            for task in tasks:
+                task.cancel()
+        assert b.store.rows("SELECT reason, times FROM refusals") == [("KeyError", 1)]
 
 
 def strangers(letter: str, number: int) -> Papers:

@@ -4,6 +4,7 @@ import itertools
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mesh.clock import now_ms
 from mesh.entries import Entry, recent
 from mesh.errors import MeshError
 from mesh.ledger import Checked
+from mesh.links.messages import BadMessage
 from mesh.server_config import MAX_PAYLOAD
 from nodes.disputes import halls
 from nodes.disputes.disputes import MAX_OPEN
@@ -35,8 +37,8 @@ from protocol.frame import decode_frame, encode_frame
 from protocol.keys import MeshId, NodeId
 from protocol.link import Relationship
 from protocol.statement import Trust, own_basin
-from protocol.terms import new_term
-from protocol.vocabulary import BODIES, MAX_TEXT
+from protocol.terms import new_term, write_term
+from protocol.vocabulary import BODIES, MAX_TEXT, digest
 
 numbers = defaultdict[str, Iterator[int]](lambda: itertools.count(1_000))
 
@@ -223,6 +225,42 @@ async def test_a_flood_of_words_does_not_push_those_in_use_out_of_a_list(tmp_pat
         assert len(msgspec.json.encode(told)) < MAX_PAYLOAD
 
 
+async def test_whatever_a_peers_node_says_of_words_is_taken_or_refused_and_kept(tmp_path: Path) -> None:
+    """A part that raised anything else would end the node that runs the link."""
+    async with owners(tmp_path, "ada", "bob") as (ada, bob):
+        async with ada.up(), bob.up():
+            await link(ada, bob)
+            ebb, flow = (new_term(name, "of the tide") for name in ("ebb", "flow"))
+            digests = st.sampled_from([digest(ebb), digest(flow), "b2:" + "f" * 64, "b2:x", ""])
+            named = st.lists(digests | values, max_size=4)
+            given_terms = st.lists(
+                st.sampled_from([write_term(ebb), write_term(flow), b"{}"]) | st.binary(), max_size=4
+            )
+            of_words = st.tuples(
+                st.sampled_from(["use", "ask", "terms", "adopt"]), named | given_terms, st.booleans() | values
+            )
+            short = st.tuples(st.sampled_from(["ask", "terms"]), named | given_terms)
+
+            @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+            @given(of_words | short | st.binary(max_size=40))
+            def tell(message: Any) -> None:
+                try:
+                    data = message if isinstance(message, bytes) else msgspec.msgpack.encode(message)
+                except (OverflowError, msgspec.MsgspecError):
+                    return
+                with suppress(BadMessage):
+                    ada.words.told(bob.mesh, data)
+
+            tell()
+            ada.words.told(bob.mesh, msgspec.msgpack.encode(["use", [digest(ebb), digest(flow)], False]))
+            ada.words.told(bob.mesh, msgspec.msgpack.encode(["terms", [write_term(ebb), write_term(flow)]]))
+            assert {digest(ebb), digest(flow)} == ada.words.lexicon.held(bob.mesh) == set(ada.words.lexicon.terms)
+            with ada.node.ground.store.transaction():
+                ada.node.ground.store.execute("UPDATE terms SET term = ? WHERE digest = ?", (b"{", digest(flow)))
+        async with ada.up():
+            assert set(ada.words.lexicon.terms) == {digest(ebb)}, "what cannot be read any more stops nothing"
+
+
 # Disputes
 
 
@@ -239,7 +277,7 @@ async def test_long_words_leave_a_dispute_readable(tmp_path: Path) -> None:
             names.append(basin)
         for number in range(80):
             heard(ada, bob, names[0], act("remedy", refs=[raising_of(ada, names[0])], text=f"{number}{long[:20_000]}"))
-        heard(ada, bob, names[0], act("say", text=long))
+        heard(ada, bob, names[0], act("say", at=now_ms() + 1_000, text=long))
         told = await ada.dispute("show", dispute=names[0])
         assert len(msgspec.json.encode(told)) < MAX_PAYLOAD
         assert told["words"][-1]["text"] == long

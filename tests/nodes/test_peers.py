@@ -33,7 +33,7 @@ QUOTA = Quota(100, 2, 1_000)
 @pytest.fixture
 def gates(tmp_path: Path) -> Iterator[PeerGates]:
     store = Store(tmp_path / "node.db", SCHEMAS)
-    made = PeerGates(MESH_ID, store, lambda: NOW, 366, lambda: None)
+    made = PeerGates(MESH_ID, store, lambda: NOW, 366, lambda _: None)
     tea = {"tea": Share("write", NOW)}
     mine = Side(1, standing=Standing.INVITED, terms=Terms(gives=tea, trust=Trust.KNOWN, quota=QUOTA))
     theirs = Side(1, standing=Standing.AGREED, terms=Terms(takes=tea, trust=Trust.KNOWN))
