@@ -134,7 +134,7 @@ class Node:
 
         Returns when the stream has it; the words go when it is heard. Raises NodeError.
         """
-        entry = find(self.ground.store, identity)
+        entry = find(self.ground.store, identity, self.identity.mesh) or find(self.ground.store, identity)
         if entry is None:
             raise NodeError(f"no act {identity.hex()} is known here")
         author, ours = entry.act.author, entry.mesh == self.identity.mesh

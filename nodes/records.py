@@ -1,7 +1,7 @@
 """What a node has kept, read from its database: also while no node runs."""
 
 import string
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -100,15 +100,16 @@ def listeners(config: MeshConfig, ems: Iterable[Em], basin: str) -> list[str]:
     return sorted(em.name for em in ems if em.listens(basin, allowed))
 
 
-def texts(entries: Sequence[Entry]) -> Mapping[bytes, str | None]:
-    """What these acts say now, by id: edits made, and None for what was taken back, each by its own author alone."""
-    said: dict[bytes, str | None] = {entry.act.id: None if is_husk(entry.act) else entry.act.text for entry in entries}
-    authors = {entry.act.id: (entry.mesh, entry.act.author) for entry in entries}
-    for entry in entries:
+def texts(entries: Sequence[Entry]) -> list[str | None]:
+    """What each of these acts says now: edits made, and None for what was taken back, by its own author alone."""
+    places = {(entry.mesh, entry.act.id): place for place, entry in enumerate(entries)}
+    said = [None if is_husk(entry.act) else entry.act.text for entry in entries]
+    for number, entry in enumerate(entries):
         if entry.act.kind in {"edit", "redact"} and entry.act.refs:
-            target, author = entry.act.refs[0], (entry.mesh, entry.act.author)
-            if said.get(target) is not None and said[entry.act.id] is not None and authors[target] == author:
-                said[target] = entry.act.text if entry.act.kind == "edit" else None
+            place = places.get((entry.mesh, entry.act.refs[0]))
+            is_its = place is not None and entries[place].act.author == entry.act.author
+            if place is not None and is_its and said[place] is not None and said[number] is not None:
+                said[place] = entry.act.text if entry.act.kind == "edit" else None
     return said
 
 

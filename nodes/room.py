@@ -25,6 +25,9 @@ HIDE: Final = "hide"  # what the body of a reaction says that hides what it is a
 MAX_NAMES: Final = 4_096  # people from elsewhere whose names are kept in mind, of a basin
 
 
+_Said = tuple[MeshId, bytes]  # who said it, and under which id: others may use the same one
+
+
 def is_shown(kind: str) -> bool:
     """Whether ems read such an act: talk, what is said about words, and kinds that people have made."""
     return kind in SHOWN or kind in TERM_ACTS or kind not in BODIES
@@ -38,11 +41,11 @@ class Room:
         self.roster = roster
         self.heard = 0
         self._mesh = mesh
-        self._hidden: dict[bytes, bytes] = {}  # reactions that hide, and what they hide
+        self._hidden: dict[bytes, _Said] = {}  # reactions that hide, and what they hide
         self._names: dict[str, str] = {}  # people from elsewhere: how they stand in a transcript
         self._tail: deque[Entry] = deque(maxlen=TAIL)
-        self._lines: dict[bytes, Line | None] = {}  # made once, not for every em that reads them; None: taken back
-        self._edits: dict[bytes, dict[bytes, str]] = {}  # of an act in the tail: its edits and their texts, in order
+        self._lines: dict[_Said, Line | None] = {}  # made once, not for every em that reads them; None: taken back
+        self._edits: dict[_Said, dict[bytes, str]] = {}  # of an act in the tail: its edits and their texts, in order
 
     def hear(self, entry: Entry) -> None:
         """Add an act. An `edit` or `redact` counts only from the author of the act it is about.
@@ -52,16 +55,16 @@ class Room:
         act = entry.act
         if is_shown(act.kind):
             if len(self._tail) == TAIL:
-                self._lines.pop(self._tail[0].act.id, None)
-                self._edits.pop(self._tail[0].act.id, None)
+                self._lines.pop(_said(self._tail[0]), None)
+                self._edits.pop(_said(self._tail[0]), None)
             self._tail.append(entry)
-            self._lines[act.id] = None if is_husk(act) else self._line(entry, act.text)
+            self._lines[_said(entry)] = None if is_husk(act) else self._line(entry, act.text)
             self.heard += 1
         elif act.kind in ("edit", "redact") and act.refs:
-            target = self.find(act.refs[0])
-            if target is not None and (target.act.author, target.mesh) == (act.author, entry.mesh):
+            target = self.find(act.refs[0], entry.mesh)
+            if target is not None and target.act.author == act.author:
                 if act.kind == "redact":
-                    self._lines[target.act.id] = None
+                    self._lines[_said(target)] = None
                 elif not is_husk(act):
                     self._edit(target, act)
             elif act.kind == "redact" and entry.mesh == self._mesh:
@@ -70,34 +73,33 @@ class Room:
             self._hide(act)
 
     def _hide(self, act: Act) -> None:
-        if act.refs and self.find(act.refs[0]):
-            self._hidden[act.id] = act.refs[0]
+        if act.refs and (target := self.find(act.refs[0])):
+            self._hidden[act.id] = _said(target)
             if len(self._hidden) > TAIL:
                 del self._hidden[next(iter(self._hidden))]
 
     def _edit(self, said: Entry, edit: Act) -> None:
-        act = said.act
-        edits = self._edits.setdefault(act.id, {})
+        edits = self._edits.setdefault(_said(said), {})
         edits[edit.id] = edit.text
         if len(edits) > KEPT_EDITS:
             del edits[next(iter(edits))]
-        if self._lines[act.id] is not None:
-            self._lines[act.id] = self._line(said, edit.text)
+        if self._lines[_said(said)] is not None:
+            self._lines[_said(said)] = self._line(said, edit.text)
 
     def forget(self, entry: Entry) -> None:
         """Let go of an act's words; of an edit's, so that the act says what it said before."""
         act = entry.act
-        if act.id in self._lines:
-            self._lines[act.id] = None
-            self._edits.pop(act.id, None)
-        said = self.find(act.refs[0]) if act.kind == "edit" and act.refs else None
-        edits = self._edits.get(said.act.id, {}) if said else {}
-        if said and edits.pop(act.id, None) is not None and self._lines[said.act.id] is not None:
-            self._lines[said.act.id] = self._line(said, [said.act.text, *edits.values()][-1])
+        if _said(entry) in self._lines:
+            self._lines[_said(entry)] = None
+            self._edits.pop(_said(entry), None)
+        said = self.find(act.refs[0], entry.mesh) if act.kind == "edit" and act.refs else None
+        edits = self._edits.get(_said(said), {}) if said else {}
+        if said and edits.pop(act.id, None) is not None and self._lines[_said(said)] is not None:
+            self._lines[_said(said)] = self._line(said, [said.act.text, *edits.values()][-1])
 
-    def find(self, identity: bytes) -> Entry | None:
-        """The act with this id, if it is in the tail."""
-        return next((entry for entry in reversed(self._tail) if entry.act.id == identity), None)
+    def find(self, identity: bytes, mesh: MeshId | None = None) -> Entry | None:
+        """The act with this id, of this mesh or of any, if it is in the tail."""
+        return next((entry for entry in reversed(self._tail) if _is_it(entry, identity, mesh)), None)
 
     def echoes(self, text: str) -> bool:
         """Whether an em here said exactly this lately: somebody who repeats it is no person."""
@@ -107,13 +109,16 @@ class Room:
             entry.act.text.strip() == wanted and entry.act.author in self.roster.ems for entry in lately
         )
 
-    def until(self, identity: bytes) -> tuple[int, Sequence[Line]]:
-        """What was said up to and including an act, oldest first, and how many lines were ever said until then."""
+    def until(self, identity: bytes, mesh: MeshId | None = None) -> tuple[int, Sequence[Line]]:
+        """What was said up to and including an act, of this mesh or of any, oldest first.
+
+        Beside it, how many lines were ever said until then.
+        """
         entries = list(self._tail)
-        while entries and entries[-1].act.id != identity:
+        while entries and not _is_it(entries[-1], identity, mesh):
             entries.pop()
         hidden = set(self._hidden.values())
-        seen = [entry.act.id for entry in entries if entry.act.id not in hidden]
+        seen = [said for said in map(_said, entries) if said not in hidden]
         lines = [line for one in seen if (line := self._lines.get(one)) is not None]
         return self.heard - (len(self._tail) - len(entries)), lines
 
@@ -140,3 +145,11 @@ class Room:
                 self._names.clear()
             self._names[author] = short if is_free else author
         return self._names[author]
+
+
+def _said(entry: Entry) -> _Said:
+    return entry.mesh, entry.act.id
+
+
+def _is_it(entry: Entry, identity: bytes, mesh: MeshId | None) -> bool:
+    return entry.act.id == identity and mesh in (None, entry.mesh)

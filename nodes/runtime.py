@@ -9,7 +9,7 @@ from typing import Final, Protocol
 import structlog
 
 from mesh.clock import Clock
-from mesh.entries import Entry, find, recent
+from mesh.entries import Entry, at, find, recent
 from mesh.errors import MeshError
 from mesh.outbox import Outbox
 from mesh.store import Store
@@ -197,25 +197,26 @@ class Runtime:
             if not decision.answers:
                 silent.setdefault(decision.rule, []).append(em.name)
                 continue
-            turn = Taken(
-                reply_id(self._parts.reply_key, em.name, act, 0), em.name, act.id, entry.basin, decision.rule, now
-            )
-            if self.turns.take(turn):
-                self._taken.append(turn)
+            self._decided(em.name, entry, decision.rule, now)
         if asked := self._asked(entry):
             em_name, rule = asked
-            turn = Taken(reply_id(self._parts.reply_key, em_name, act, 0), em_name, act.id, entry.basin, rule, now)
-            if self.turns.take(turn):
-                self._taken.append(turn)
+            self._decided(em_name, entry, rule, now)
         return silent
+
+    def _decided(self, em: str, entry: Entry, rule: str, now_ms: int) -> None:
+        """Record that an em is to answer, once: of acts of several meshes under one id, the first that it would."""
+        identity = reply_id(self._parts.reply_key, em, entry.act, 0)
+        turn = Taken(identity, em, entry.act.id, entry.basin, rule, now_ms, entry.n)
+        if self.turns.take(turn):
+            self._taken.append(turn)
 
     def _asked(self, entry: Entry) -> tuple[str, str] | None:
         """The em that a person's reaction asks for another turn, and the rule that says so."""
         rule = ASKED.get(str(entry.act.body.get("do")))
         if entry.act.kind != "react" or not entry.act.is_root or entry.mesh != self._parts.mesh or rule is None:
             return None
-        target = find(self._parts.store, entry.act.refs[0]) if entry.act.refs else None
-        if target is None or target.mesh != self._parts.mesh or target.act.author not in self.ems:
+        target = find(self._parts.store, entry.act.refs[0], self._parts.mesh) if entry.act.refs else None
+        if target is None or target.act.author not in self.ems:
             return None
         em = self._sitting(target.act.author, entry.basin)
         is_able = em is not None and not em.settings.mute and target.basin == entry.basin
@@ -226,20 +227,21 @@ class Runtime:
         room = self.rooms.get(basin)
         return room.roster.ems.get(name) if room else None
 
-    def _about(self, entry: Entry) -> ActId:
-        """What a turn's prompt ends with: what it answers, or what a reaction wants redone or continued."""
+    def _about(self, entry: Entry) -> tuple[ActId, MeshId | None]:
+        """What a turn's prompt ends with: what it answers, or what a reaction wants redone or continued; and whose."""
         if entry.act.kind != "react":
-            return entry.act.id
-        target = entry.act.refs[0]
-        tried = find(self._parts.store, target) if entry.act.body.get("do") == RETRY else None
-        return tried.act.refs[0] if tried and tried.act.refs else target
+            return entry.act.id, entry.mesh
+        target, mesh = entry.act.refs[0], self._parts.mesh
+        tried = find(self._parts.store, target, mesh) if entry.act.body.get("do") == RETRY else None
+        return (tried.act.refs[0], None) if tried and tried.act.refs else (target, mesh)
 
     def _answered(self, room: Room, entry: Entry) -> str | None:
         """The em whose act a person answers. Ems answer one another all the time: that alone addresses nobody."""
         if not entry.act.refs or not entry.act.is_root or entry.act.body.get("bot") is True:
             return None
-        target = room.find(entry.act.refs[0]) or find(self._parts.store, entry.act.refs[0])
-        if target is None or target.mesh != self._parts.mesh or target.act.author not in self.ems:
+        said, mesh = entry.act.refs[0], self._parts.mesh
+        target = room.find(said, mesh) or find(self._parts.store, said, mesh)
+        if target is None or target.act.author not in self.ems:
             return None
         return target.act.author
 
@@ -268,7 +270,8 @@ class Runtime:
 
     async def _take(self, turn: Taken) -> None:
         """One turn, to its end. Whatever goes wrong with it stays with it; a failing store ends the node."""
-        em, entry = self.ems.get(turn.em), find(self._parts.store, turn.act)
+        store = self._parts.store
+        em, entry = self.ems.get(turn.em), at(store, turn.place) if turn.place else find(store, turn.act)
         if em is None or entry is None:
             gone = "the em is no longer here" if em is None else "what it would answer is gone"
             self._end(turn, Ending("silent", gone))
@@ -284,8 +287,8 @@ class Runtime:
 
     async def _reply(self, em: Em, turn: Taken, entry: Entry) -> tuple[Ending, Sequence[Placed]]:
         room = self.rooms.get(turn.basin)
-        about = self._about(entry)
-        heard, lines = room.until(about) if room else (0, list[Line]())
+        about, mesh = self._about(entry)
+        heard, lines = room.until(about, mesh) if room else (0, list[Line]())
         if not lines or lines[-1].source != f"act:{about.hex()}":
             return Ending("silent", "what it would answer was taken back, or is too long ago"), ()
         glosses = self.words.glosses(lines[-1].text, turn.basin) if em.settings.vocabulary else ()

@@ -40,12 +40,17 @@ TURNS_SCHEMA: Final = (
     CREATE TABLE silences (n INTEGER PRIMARY KEY, act BLOB NOT NULL UNIQUE, reasons BLOB NOT NULL);
     """,
     "CREATE INDEX turns_of_basin ON turns (basin, decided_ms)",
+    # Where the answered act stands: another mesh may have one under the same id. 0: whichever was heard first.
+    "ALTER TABLE turns ADD COLUMN place INTEGER NOT NULL DEFAULT 0",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A turn that an em is to take: `id` is the id its reply will have."""
+    """A turn that an em is to take: `id` is the id its reply will have.
+
+    `place` is where the act that it answers stands, 0 where that is not known.
+    """
 
     id: bytes
     em: str
@@ -53,6 +58,7 @@ class Taken:
     basin: str
     rule: str
     decided_ms: int
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +98,10 @@ class Turns:
     def take(self, turn: Taken) -> bool:
         """Record a decision to answer. Returns False when it was recorded before. Within a transaction."""
         sql = (
-            "INSERT OR IGNORE INTO turns (id, em, act, basin, rule, state, decided_ms)"
-            " VALUES (?, ?, ?, ?, ?, 'decided', ?)"
+            "INSERT OR IGNORE INTO turns (id, em, act, basin, rule, state, decided_ms, place)"
+            " VALUES (?, ?, ?, ?, ?, 'decided', ?, ?)"
         )
-        row = (turn.id, turn.em, turn.act, turn.basin, turn.rule, turn.decided_ms)
+        row = (turn.id, turn.em, turn.act, turn.basin, turn.rule, turn.decided_ms, turn.place)
         return self._store.insert(sql, row) is not None
 
     def keep_silent(self, silences: Sequence[tuple[bytes, Mapping[str, Sequence[str]]]]) -> None:
@@ -165,10 +171,11 @@ class Turns:
         return row[0], row[1]
 
 
-_TAKEN: Final = "SELECT id, em, act, basin, rule, decided_ms FROM turns"
+_TAKEN: Final = "SELECT id, em, act, basin, rule, decided_ms, place FROM turns"
 _PROMPTS: Final = (
     "SELECT turns.n, basin, prompt FROM turns JOIN acts ON acts.id = turns.act"
-    " WHERE turns.n > (SELECT max(n) FROM turns) - ? AND length(prompt) > 0 AND place >= ?"
+    " WHERE turns.n > (SELECT max(n) FROM turns) - ? AND length(prompt) > 0"
+    " AND max(acts.place, turns.place) >= ?"
 )
 _TOLD: Final = (
     "SELECT id, em, act, basin, rule, decided_ms, state, ended_ms, outcome, model, prompt,"

@@ -91,8 +91,7 @@ def _as_json(entries: "list[Entry]") -> list[dict[str, Any]]:
     from nodes.control import shown
     from nodes.records import texts
 
-    now = texts(entries)
-    return [{**shown(entry), "text": now[entry.act.id]} for entry in entries]
+    return [{**shown(entry), "text": text} for entry, text in zip(entries, texts(entries), strict=True)]
 
 
 def _head(about: dict[str, Any]) -> list[str]:
@@ -109,10 +108,9 @@ def _said(entries: "list[Entry]") -> list[str]:
     from nodes.layout import when
     from nodes.records import GONE, texts
 
-    now = texts(entries)
     told = [""] if entries else []
-    for entry in entries:
-        act, text = entry.act, now[entry.act.id]
+    for entry, text in zip(entries, texts(entries), strict=True):
+        act = entry.act
         kind = "" if act.kind == "say" else f" ({act.kind})"
         told.append(f"{when(act.at_ms)}  {act.id.hex()}  {act.author}{kind}: {GONE if text is None else plain(text)}")
     return told

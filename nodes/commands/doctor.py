@@ -45,7 +45,7 @@ def _told(checks: "list[Check]") -> list[str]:
 async def _home(home: "Home") -> "list[Check]":
     from mesh.clock import now_ms
     from nodes import doctor, inspection
-    from nodes.commands.assembly import model_problems
+    from nodes.commands.vendors import model_problems
     from nodes.em import load_ems
     from nodes.errors import ConfigError
 
@@ -96,7 +96,7 @@ async def _vendors(home: "Home", config: "MeshConfig") -> "list[Check]":
     import asyncio
     from functools import partial
 
-    from nodes.commands.assembly import vendor_key
+    from nodes.commands.vendors import vendor_key
     from nodes.doctor import check_vendor
 
     async with asyncio.TaskGroup() as group:

@@ -99,7 +99,7 @@ def _swarm(plan: "Scenario") -> "Swarm | WholeSwarm":
     if plan.whole:
         import gc
 
-        from nodes.commands.assembly import SCHEMAS
+        from nodes.commands.joining import SCHEMAS
         from nodes.sim.whole import WholeSwarm
 
         gc.enable()

@@ -54,7 +54,7 @@ class Halls:
                 self._halls.pop(entry.basin, None)
         for entry in entries if self._halls else ():
             if entry.act.kind == "redact" and entry.act.refs and not is_dispute(entry.basin):
-                taken_back = find(self._store, entry.act.refs[0])  # what was said in a dispute, from elsewhere
+                taken_back = find(self._store, entry.act.refs[0], entry.mesh)  # what was said in a dispute, from elsewhere
                 self._halls.pop(taken_back.basin if taken_back else "", None)
         return bool(ours)
 
@@ -67,7 +67,7 @@ class Halls:
             return "nobody has raised that dispute here"
         if peer not in hall.members or origin not in hall.members:
             return "a dispute is spoken of by its parties, and by a mediator whom both have named"
-        if hall.said[origin] >= MAX_SAID and find(self._store, act.id) is None:
+        if hall.said[origin] >= MAX_SAID and find(self._store, act.id, origin) is None:
             return f"it has said {MAX_SAID} things in that dispute, which is all that one may say"
         return None
 

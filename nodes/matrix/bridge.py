@@ -14,7 +14,7 @@ import structlog
 from mesh.bridges.matrix.errors import MatrixError, MatrixFull, MatrixLoggedOut, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.outbox import Outcome
 from mesh.bridges.matrix.port import MatrixPort
-from mesh.entries import Entry, find
+from mesh.entries import Entry, find, is_twin
 from mesh.errors import StoreFailed
 from mesh.words import plain
 from nodes.matrix.hearing import AGAIN_S, Hands, Hearing
@@ -30,6 +30,7 @@ from nodes.media import Media
 from nodes.node import Node
 from nodes.turns import Taken
 from protocol.acts import Act, reply_key
+from protocol.keys import MeshId
 
 PROBLEMS: Final = 50  # newest problems that are remembered for a person
 
@@ -58,7 +59,9 @@ class Bridge:
         self.problems: deque[str] = deque(maxlen=PROBLEMS)
         self.ready = asyncio.Event()
         inward = Inward(key, self.tables, self._said, node.runtime.chains.used)
-        self._outward = Outward(self.port, self.tables, self._find, self.lobby.who, node.identity.mesh)
+        self._outward = Outward(
+            self.port, self.tables, self._find, self.lobby.who, node.identity.mesh, self._is_twin
+        )
         self.manners = Manners(self.port, self._rooms_with)
         hands = Hands(
             node,
@@ -247,11 +250,14 @@ class Bridge:
 
     def _said(self, identity: bytes) -> Act | None:
         """An act that is kept, or said here and not heard yet."""
-        entry = find(self._store, identity)
+        entry = find(self._store, identity, self._node.identity.mesh) or find(self._store, identity)
         return entry.act if entry else self._node.outbox.find(identity)
 
-    def _find(self, identity: bytes) -> Entry | None:
-        return find(self._store, identity)
+    def _find(self, identity: bytes, mesh: MeshId | None = None) -> Entry | None:
+        return find(self._store, identity, mesh)
+
+    def _is_twin(self, identity: bytes, mesh: MeshId) -> bool:
+        return is_twin(self._store, identity, mesh)
 
     def _refresh(self) -> None:
         self._places = {(em, basin) for em, basin in self.tables.places() if em != BOT}

@@ -6,14 +6,16 @@ Each event has a key, `<act>/<part>/<room>`, from which its outcome finds back t
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
+
+import msgspec
 
 from mesh.bridges.matrix.content import Mark, Relation, edit, later, message, prefixed, reaction, redaction
 from mesh.bridges.matrix.port import MESSAGE, REACTION, REDACTION, MatrixPort, Speaker
 from mesh.entries import Entry
 from nodes.matrix.tables import BOT, Known, Tables
 from nodes.runtime import RETRY
-from protocol.acts import Act
+from protocol.acts import Act, ActId
 from protocol.husk import is_husk
 from protocol.keys import MeshId, fingerprint
 
@@ -25,8 +27,16 @@ SAID: Final = frozenset({"say", "ask", "answer"})
 UNSEEN: Final = frozenset({"attend", "cancel"})  # kinds that nobody needs to read
 MAX_CHAIN: Final = 8  # acts that are followed to find one with an event: a reaction to a reaction, and so on
 
-Find = Callable[[bytes], Entry | None]
+IsTwin = Callable[[bytes, MeshId], bool]  # whether another mesh was heard under an id before this one was
 Who = Callable[[str], Speaker]  # a speaker by its key
+
+
+class Find(Protocol):
+    """An act by its id: that of a mesh, or the one that was heard first."""
+
+    def __call__(self, identity: bytes, mesh: MeshId | None = None, /) -> Entry | None:
+        """The act, if it is kept."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +48,17 @@ class Outward:
     find: Find
     who: Who
     mesh: MeshId
+    is_twin: IsTwin
 
     def show(self, entry: Entry, speaker: str | None) -> bool:
         """Put what an act is in the rooms of its basin; returns whether anything was put. Within a transaction.
 
         `speaker` is the em of ours that said it, None for anybody else: the node's own user then says whose it is.
         """
-        act = entry.act
-        if act.kind in UNSEEN or is_husk(act) or not self._may(entry):
+        if entry.act.kind in UNSEEN or is_husk(entry.act) or not self._may(entry):
             return False
+        entry = self._told_apart(entry)
+        act = entry.act
         came_from = {known.room for known in self.tables.events(act.id) if not known.speaker}
         put = False
         for room in self._rooms(entry.basin):
@@ -63,8 +75,26 @@ class Outward:
         """Whether somebody may change what an act is about: only whoever said that, of the same mesh."""
         if entry.act.kind not in {"edit", "redact"}:
             return True
-        target = self.find(entry.act.refs[0]) if entry.act.refs else None
-        return target is not None and (target.mesh, target.act.author) == (entry.mesh, entry.act.author)
+        target = self.find(entry.act.refs[0], entry.mesh) if entry.act.refs else None
+        return target is not None and target.act.author == entry.act.author
+
+    def _told_apart(self, entry: Entry) -> Entry:
+        """An act with ids by which rooms can tell it from what others said under the same ones."""
+        act = entry.act
+        identity = self._known_as(act.id, entry.mesh)
+        refs = list(act.refs)
+        if act.kind in {"edit", "redact"} and refs:
+            refs[0] = self._known_as(refs[0], entry.mesh)
+        if identity == act.id and refs == list(act.refs):
+            return entry
+        root = identity if act.is_root else act.root
+        return entry._replace(act=msgspec.structs.replace(act, id=identity, root=root, refs=refs))
+
+    def _known_as(self, identity: ActId, mesh: MeshId) -> ActId:
+        """Our own acts keep their ids: others may have copied them from our drafts."""
+        if mesh == self.mesh or not (self.is_twin(identity, mesh) or self.tables.is_turn(identity)):
+            return identity
+        return ActId(self.tables.alias(identity, mesh))
 
     def _rooms(self, basin: str) -> list[str]:
         """The rooms that are shown what is said in a basin: the encrypted ones alone, if there are any."""

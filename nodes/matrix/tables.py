@@ -1,10 +1,13 @@
 """What the bridge remembers: which room is which basin, who sits where, which event is which act."""
 
+import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from mesh.store import Store
+from protocol.acts import ID_BYTES
+from protocol.keys import MeshId
 
 KEPT_EVENTS: Final = 500_000  # events whose acts are known, about 100 bytes each; replies to older ones answer nobody
 PRUNE_EVERY: Final = 1_000  # events between two prunings
@@ -44,6 +47,8 @@ BRIDGE_SCHEMA: Final = (
     CREATE TABLE room_mutes (basin TEXT NOT NULL, em TEXT NOT NULL, until_ms INTEGER NOT NULL, PRIMARY KEY (basin, em))
     WITHOUT ROWID;
     """,
+    # Acts of other meshes under an id that somebody has used before: rooms know them by another one.
+    "CREATE TABLE room_aliases (alias BLOB PRIMARY KEY, act BLOB NOT NULL) WITHOUT ROWID",
 )
 
 
@@ -170,15 +175,27 @@ class Tables:
         self._store.execute("DELETE FROM room_events WHERE event_id = ?", (event_id,))
 
     def event(self, event_id: str) -> Known | None:
-        """What an event stands for."""
+        """What an event stands for, by the act's own id."""
         row = self._store.one(f"{_KNOWN} WHERE event_id = ?", (event_id,))
-        return Known(*row) if row else None
+        known = Known(*row) if row else None
+        alias = known and self._store.one("SELECT act FROM room_aliases WHERE alias = ?", (known.act,))
+        return replace(known, act=alias[0]) if known and alias else known
 
     def events(self, act: bytes, room: str | None = None) -> list[Known]:
         """The events that stand for an act, the first of each room first."""
         if room is None:
             return [Known(*row) for row in self._store.rows(f"{_KNOWN} WHERE act = ? ORDER BY n", (act,))]
         return [Known(*row) for row in self._store.rows(f"{_KNOWN} WHERE act = ? AND room = ? ORDER BY n", (act, room))]
+
+    def alias(self, act: bytes, mesh: MeshId) -> bytes:
+        """The id by which rooms know an act of another mesh, whose own id somebody has used before."""
+        alias = hashlib.blake2b(act + mesh.encode(), digest_size=ID_BYTES).digest()
+        self._store.execute("INSERT OR IGNORE INTO room_aliases VALUES (?, ?)", (alias, act))
+        return alias
+
+    def is_turn(self, act: bytes) -> bool:
+        """Whether an id is one that a reply of ours has, or will have."""
+        return self._store.one("SELECT 1 FROM turns WHERE id = ?", (act,)) is not None
 
     def drafts(self, act: bytes) -> list[tuple[str, str, int]]:
         """Where an act is shown while it is written: room, em, edits made."""

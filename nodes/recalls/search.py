@@ -38,8 +38,8 @@ def search(path: Path, basins: Collection[str], question: str) -> list[Cited]:
     store = Store(path, read_only=True)
     try:
         entries = [entry for basin in basins for entry in recent(store, basin, LOOKED // len(basins))]
-        now = texts(entries)
-        said = [entry for entry in entries if _is_talk(entry) and now[entry.act.id] == entry.act.text]
+        now = zip(entries, texts(entries), strict=True)
+        said = [entry for entry, text in now if _is_talk(entry) and text == entry.act.text]
         return _cited(store, [said[index] for index in _best([entry.act.text for entry in said], question)])
     finally:
         store.close()
@@ -57,15 +57,16 @@ def _best(said: Sequence[str], question: str) -> list[int]:
 
 
 def _cited(store: Store, best: Sequence[Entry]) -> list[Cited]:
-    """As many of the best as an answer holds, by their frames."""
+    """As many of the best as an answer holds, by their frames; of acts with one id, the better: an answer names ids."""
     found: dict[int, Cited | None] = {}
-    left = MAX_CITED
+    ids, left = set[bytes](), MAX_CITED
     for entry in best:
         n = entry.n // MAX_ACTS
         if n not in found:
             found[n] = _frame(store, n, entry)
         cited = found[n]
-        if cited is not None and left:
+        if cited is not None and left and entry.act.id not in ids:
+            ids.add(entry.act.id)
             cited.acts.append(entry.act.id)
             left -= 1
     return [cited for cited in found.values() if cited is not None and cited.acts]
@@ -80,4 +81,4 @@ def _frame(store: Store, n: int, entry: Entry) -> Cited | None:
     except ProtocolError:  # somebody else's, with words that were taken back: it proves nothing any more
         return None
     whole = [act.id for act in frame.acts if not is_husk(act)]
-    return None if forgotten_among(store, whole) else Cited(data, entry.mesh, entry.node, [])
+    return None if forgotten_among(store, whole, entry.mesh) else Cited(data, entry.mesh, entry.node, [])

@@ -111,7 +111,7 @@ class Receipts:
         for entry in entries:
             if entry.act.kind != "redact" or not entry.act.refs:
                 continue
-            target = find(self._store, entry.act.refs[0])
+            target = find(self._store, entry.act.refs[0], entry.mesh) or find(self._store, entry.act.refs[0])
             if target is not None and (target.mesh, target.act.author) != (entry.mesh, entry.act.author):
                 continue  # who is not the author takes nothing back
             if entry.mesh == self._peers.me and target is not None:
@@ -183,7 +183,7 @@ class Receipts:
                 except ValueError as error:  # our own certificate has ended: the next start has another
                     log.warning("no receipt can be given", reason=str(error))
                     return
-                self._tables.sign(one.redaction, data)
+                self._tables.sign(one, data)
                 made.setdefault(one.mesh, []).append(data)
         for mesh, receipts in made.items():
             for message in _messages(receipts):

@@ -23,6 +23,17 @@ RECEIPTS_SCHEMA: Final = (
         PRIMARY KEY (redaction, mesh)
     ) WITHOUT ROWID;
     """,
+    # Two meshes may redact under one id, and each is owed its receipt.
+    """
+    CREATE TABLE receipts_owed_each (
+        n INTEGER PRIMARY KEY, redaction BLOB NOT NULL, mesh TEXT NOT NULL, target BLOB NOT NULL,
+        held INTEGER NOT NULL, data BLOB, UNIQUE (redaction, mesh)
+    );
+    INSERT INTO receipts_owed_each SELECT n, redaction, mesh, target, held, data FROM receipts_owed;
+    DROP TABLE receipts_owed;
+    ALTER TABLE receipts_owed_each RENAME TO receipts_owed;
+    CREATE INDEX receipts_owed_to ON receipts_owed (mesh, n);
+    """,
 )
 
 
@@ -85,9 +96,10 @@ class Tables:
         rows = self._store.rows(sql)
         return [Owed(redaction, mesh, target, bool(held)) for redaction, mesh, target, held in rows]
 
-    def sign(self, redaction: bytes, data: bytes) -> None:
+    def sign(self, owed: Owed, data: bytes) -> None:
         """A receipt has been made."""
-        self._store.execute("UPDATE receipts_owed SET data = ? WHERE redaction = ?", (data, redaction))
+        sql = "UPDATE receipts_owed SET data = ? WHERE redaction = ? AND mesh = ?"
+        self._store.execute(sql, (data, owed.redaction, owed.mesh))
 
     def made(self, mesh: MeshId) -> list[bytes]:
         """Receipts that a peer has not taken yet, oldest first."""

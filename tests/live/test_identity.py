@@ -23,7 +23,7 @@ from mesh.links.messages import Frames, Hello, Kept, decode, encode
 from mesh.links.socket import dial
 from mesh.links.wire import WireBroken
 from mesh.store import Store
-from nodes.commands.assembly import SCHEMAS
+from nodes.commands.joining import SCHEMAS
 from nodes.home import Home
 from nodes.peers.recovery import Recovery, Remembered
 from protocol.acts import Act, new_id

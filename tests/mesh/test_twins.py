@@ -13,7 +13,7 @@ from mesh.bus.base import Stored
 from mesh.bus.memory import MemoryBroker
 from mesh.entries import Entry, count, every, find, recent
 from mesh.forgetting import Forgetting, Own, forgotten_among
-from mesh.ledger import Checked, Ledger
+from mesh.ledger import Ledger
 from mesh.store import MESH_SCHEMA, Store
 from mesh.trust import Trust
 from protocol.acts import Act, new_id

@@ -15,7 +15,7 @@ from mesh.clock import now_ms
 from mesh.store import Store
 from nodes import layout
 from nodes.cli import main
-from nodes.commands.assembly import model_problems
+from nodes.commands.vendors import model_problems
 from nodes.em import load_ems
 from nodes.errors import HomeError
 from nodes.home import Home, Running, create_home

@@ -5,28 +5,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.bus.base import Bus
 from mesh.bus.memory import MemoryBroker
-from mesh.links.ground import LINKS_SCHEMA
-from mesh.store import MESH_SCHEMA, Store
+from mesh.store import Store
 from mesh.trust import Trust
+from nodes.commands.joining import SCHEMAS
 from nodes.config import MeshConfig
-from nodes.disputes.tables import DISPUTES_SCHEMA
-from nodes.matrix.tables import BRIDGE_SCHEMA
 from nodes.media import Media
 from nodes.models.base import Model
 from nodes.node import Ground, Identity, Node
-from nodes.peers.recovery import RECOVERY_SCHEMA
-from nodes.peers.tables import PEERS_SCHEMA
-from nodes.peers.ways import WAYS_SCHEMA
-from nodes.presence.tables import PRESENCE_SCHEMA
 from nodes.prompt import Style
-from nodes.recalls.tables import RECALLS_SCHEMA
-from nodes.receipts.tables import RECEIPTS_SCHEMA
 from nodes.speaker import Models
-from nodes.turns import TURNS_SCHEMA
-from nodes.words.tables import WORDS_SCHEMA
 from protocol.acts import Act, new_id
 from protocol.address import Subject
 from protocol.budget import Budget
@@ -39,21 +28,6 @@ MESH = Signer(b"m" * 32, KeyKind.MESH)
 NODE = Signer(b"n" * 32, KeyKind.NODE)
 CLIENT = Signer(b"c" * 32, KeyKind.NODE)
 OTHER = Signer(b"o" * 32, KeyKind.NODE)
-SCHEMAS = {
-    "mesh": MESH_SCHEMA,
-    "turns": TURNS_SCHEMA,
-    "matrix": MATRIX_SCHEMA,
-    "rooms": BRIDGE_SCHEMA,
-    "links": LINKS_SCHEMA,
-    "peers": PEERS_SCHEMA,
-    "ways": WAYS_SCHEMA,
-    "words": WORDS_SCHEMA,
-    "disputes": DISPUTES_SCHEMA,
-    "recovery": RECOVERY_SCHEMA,
-    "presence": PRESENCE_SCHEMA,
-    "receipts": RECEIPTS_SCHEMA,
-    "recalls": RECALLS_SCHEMA,
-}
 MESH_ID = MeshId(MESH.public)
 BUDGET = Budget(6, 16, 50_000, NOW + 600_000)
 
