@@ -122,17 +122,24 @@ class Control:
             return
         name = message.subject.rpartition(".")[2]
         try:
-            body = self._checked(name, message.data)
-            kind, operation = self._operations[name]
-            reply = await operation(msgspec.json.decode(body, type=kind))
-        except KeyError:
-            reply = {"error": f"there is no operation {name[:32]!r}; there are {', '.join(self._operations)}"}
+            reply = await self._answered_with(name, message.data)
         except (msgspec.MsgspecError, ProtocolError, NodeError, MeshError, ValueError) as error:
             reply = {"error": str(error)}
+        except Exception:  # one request that nobody thought of must not end the node
+            log.exception("a request could not be answered", operation=name[:32])
+            reply = {"error": "a mistake in ampmesh itself; the node's log tells where"}
         try:
             await self._node.ground.bus.send(message.reply, msgspec.json.encode(reply))
         except MeshError as error:  # whoever asked may have named any place and any amount
             log.warning("an answer could not be sent", operation=name[:32], reason=str(error))
+
+    async def _answered_with(self, name: str, data: bytes) -> dict[str, Any]:
+        """What answers a request."""
+        body = self._checked(name, data)
+        if name not in self._operations:
+            raise NodeError(f"there is no operation {name[:32]!r}; there are {', '.join(self._operations)}")
+        kind, operation = self._operations[name]
+        return await operation(msgspec.json.decode(body, type=kind))
 
     def _checked(self, operation: str, data: bytes) -> bytes:
         """The body of a request that the owner made and that was not answered before. Raises BadRequest."""

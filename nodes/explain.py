@@ -141,9 +141,9 @@ def _made(told: Told, said: Entry | None) -> Iterator[str]:
 
 def _chain(said: Entry, root: Entry | None, own: MeshId | None) -> Iterator[str]:
     budget = said.act.budget
-    begun = "begun here" if said.act.is_root else f"begun by {_who(root, own) if root else 'somebody'}"
-    yield f"chain     {begun} ({said.act.root.hex()}); left after this: {budget.hops} hops, {budget.acts} acts,"
-    yield f"          {budget.tokens:,} tokens, until {when(budget.until_ms)}"
+    begun = "begun with this" if said.act.is_root else f"begun by {_who(root, own) if root else 'somebody'}"
+    left = f"{budget.hops} hops, {budget.acts} acts, {budget.tokens:,} tokens, until {when(budget.until_ms)}"
+    yield f"chain     {begun} ({said.act.root.hex()}); left after this: {left}"
 
 
 def _after(known: Why) -> Iterator[str]:
@@ -168,7 +168,7 @@ def _ended(told: Told) -> str:
 
 def _who(entry: Entry, own: MeshId | None) -> str:
     author = plain(entry.act.author)
-    return author if own in {None, entry.mesh} else f"{author}@{fingerprint(entry.mesh)}"
+    return author if own in {None, entry.mesh} else f"{author}~{fingerprint(entry.mesh)}"
 
 
 def _short(known: Why, there: str) -> Iterator[str]:

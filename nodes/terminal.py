@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from nodes.layout import broken
+from protocol.keys import fingerprint
 
 if TYPE_CHECKING:  # rich takes 30 ms to import, and help does without it
     from rich.console import Console
@@ -55,7 +56,7 @@ class Said:
         """Take it from a record of nodes.control. An author of another mesh than `mesh` is shown with its key."""
         author, budget = record["author"], record["budget"]
         return cls(
-            author if record["mesh"] == mesh else f"{author}~{record['mesh'][:8]}",
+            author if record["mesh"] == mesh else f"{author}~{fingerprint(record['mesh'])}",
             record["text"],
             record["kind"],
             (budget["hops"], budget["acts"]) if left else None,

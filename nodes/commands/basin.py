@@ -3,12 +3,13 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from nodes.commands.common import add_home, add_json, count, home_of, print_json
+from nodes.commands.common import add_home, add_json, count, home_of, mesh_of, print_json
 
 if TYPE_CHECKING:
     from mesh.entries import Entry
     from nodes.config import MeshConfig
     from nodes.em import Em
+    from nodes.home import Home
     from nodes.records import Talk
 
 HANG = 4  # columns before what does not fit on an act's first line
@@ -84,7 +85,7 @@ def _show(options: argparse.Namespace) -> None:
     if options.json:
         print_json({**about, "recent": _as_json(entries)})
     else:
-        lines([*_head(about), *_said(entries)], HANG)
+        lines([*_head(about), *_said(entries, home)], HANG)
 
 
 def _as_json(entries: "list[Entry]") -> list[dict[str, Any]]:
@@ -103,14 +104,17 @@ def _head(about: dict[str, Any]) -> list[str]:
     ]
 
 
-def _said(entries: "list[Entry]") -> list[str]:
+def _said(entries: "list[Entry]", home: "Home") -> list[str]:
     from mesh.words import plain
     from nodes.layout import when
     from nodes.records import GONE, texts
+    from protocol.keys import fingerprint
 
+    own = mesh_of(home)
     told = [""] if entries else []
     for entry, text in zip(entries, texts(entries), strict=True):
         act = entry.act
         kind = "" if act.kind == "say" else f" ({act.kind})"
-        told.append(f"{when(act.at_ms)}  {act.id.hex()}  {act.author}{kind}: {GONE if text is None else plain(text)}")
+        author = act.author if own in {None, entry.mesh} else f"{act.author}~{fingerprint(entry.mesh)}"
+        told.append(f"{when(act.at_ms)}  {act.id.hex()}  {author}{kind}: {GONE if text is None else plain(text)}")
     return told

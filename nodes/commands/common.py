@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -18,10 +19,12 @@ from protocol.errors import ProtocolError
 
 if TYPE_CHECKING:  # what a home needs takes longer to import than help may take
     from nodes.home import Home
+    from protocol.keys import MeshId
 
 FAILED: Final = 1
 MISTAKE: Final = 70  # EX_SOFTWARE of sysexits.h
 GC_ALLOCATIONS: Final = 50_000  # a busy ledger makes thousands of short-lived acts; collecting sooner costs a fifth
+HANG: Final = 6  # columns before what an error says
 MAX_LAST: Final = 10_000  # acts to show: a few megabytes of text; more is what `mesh export` is for
 INTERRUPTED: Final = 130  # what shells expect after Ctrl-C
 
@@ -55,6 +58,16 @@ def home_of(options: argparse.Namespace) -> "Home":
     return open_home(options.home or default_home())
 
 
+def mesh_of(home: "Home") -> "MeshId | None":
+    """Whose home it is; None where its keys are lost: it can still be asked."""
+    from nodes.errors import HomeError
+
+    try:
+        return home.mesh_id()
+    except HomeError:
+        return None
+
+
 def print_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON can say
     """One JSON document on one line."""
     text = json.dumps(value, ensure_ascii=False)
@@ -81,9 +94,19 @@ def run(options: argparse.Namespace) -> int:
                 raise
             sys.stderr.write(f"mesh: a mistake in ampmesh itself: {leaf!r}; AMPMESH_LOG=debug shows where\n")
             return MISTAKE
-        lines = _told(leaf).splitlines() or [repr(leaf)]
-        sys.stderr.write("".join(f"mesh: {line}\n" for line in lines))
+        _complain(_told(leaf).splitlines() or [repr(leaf)])
         return getattr(leaf, "code", FAILED)
+
+
+def _complain(lines: list[str]) -> None:
+    """One sentence a line, on a terminal broken between words."""
+    texts = [f"mesh: {line}" for line in lines]
+    if sys.stderr.isatty():
+        from nodes.layout import broken
+
+        columns = shutil.get_terminal_size().columns
+        texts = [line for text in texts for line in broken(text, columns, HANG)]
+    sys.stderr.write("".join(f"{text}\n" for text in texts))
 
 
 def _unread() -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -62,14 +63,13 @@ async def _run(options: argparse.Namespace) -> None:
 
     from mesh.errors import MeshError
     from mesh.links.socket import Desk, listening
-    from nodes.layout import lines
 
     hub, tls, stop = _hub(options), _tls(options), _stop_at_signals()
     host, port = options.listen
     desk = Desk(hub=hub, tls=tls.context if tls else None)
     try:
         async with listening(host, port, desk) as taken, asyncio.TaskGroup() as group:
-            lines([f"The hub listens on {host}:{taken}. Nodes name it in mesh.yaml: links.hubs"])
+            _say(f"The hub listens on {host}:{taken}. Nodes name it in mesh.yaml: links.hubs")
             tasks = [group.create_task(_tell(hub), name="counts")]
             if tls is not None:
                 tasks.append(group.create_task(tls.watch(), name="certificate"))
@@ -78,7 +78,7 @@ async def _run(options: argparse.Namespace) -> None:
                 task.cancel()
     except OSError as error:
         raise MeshError(f"the hub cannot listen on {host}:{port}: {error.strerror}; choose another port") from None
-    lines([_told(hub.counts)])
+    _say(_told(hub.counts))
 
 
 def _hub(options: argparse.Namespace) -> "Hub":
@@ -126,11 +126,17 @@ async def _tell(hub: "Hub") -> None:
     """Say the counts now and then; who was there is told to nobody."""
     import asyncio
 
-    from nodes.layout import lines
-
     while True:
         await asyncio.sleep(TELL_S)
-        lines([_told(hub.counts)])
+        _say(_told(hub.counts))
+
+
+def _say(line: str) -> None:
+    """Tell it at once, to a log as well: a program that runs for months fills no buffer."""
+    from nodes.layout import lines
+
+    lines([line])
+    sys.stdout.flush()
 
 
 def _told(counts: "Counts") -> str:

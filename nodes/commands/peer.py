@@ -18,6 +18,7 @@ TRUSTS: Final = ("close", "known", "guest", "silent")  # protocol.statement.Trus
 UNITS: Final = {"m": 60, "h": 3_600, "d": 86_400}
 MAX_EXPIRY_S: Final = 366 * 86_400
 DECLINED: Final = 1
+HANG: Final = 9  # columns before what `show` tells
 _SPAN: Final = re.compile(r"([1-9]\d{0,5})([mhd])", re.ASCII)
 _BASIN: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,63})(?::(read|write))?", re.ASCII)
 _QUOTA: Final = {"acts_a_minute": "acts a minute", "chains_a_day": "chains a day", "tokens_a_day": "tokens a day"}
@@ -261,7 +262,7 @@ async def _show(options: argparse.Namespace) -> None:
         where for where, is_so in (("you", told["paused"]["here"]), ("they", told["paused"]["there"])) if is_so
     )
     refused = ", ".join(f"{reason} {times}" for reason, times in told["refused"].items()) or "nothing"
-    used = _counted(today, {name: name for name in ("acts", "chains", "replies", "tokens")})
+    used = _used(today)
     room = plain(f", or in {told['room']}") if told["room"] else ""
     state = f"{told['state']}{f', paused by {paused}' if paused else ''}"
     lines(
@@ -274,15 +275,26 @@ async def _show(options: argparse.Namespace) -> None:
             f"they     give {_listed(told['their_gives'])}; take {_listed(told['their_takes'])}",
             f"quota    {_counted(quota, _QUOTA)}",
             f"today    {used}{_price(today)}",
-            plain(f"refused  {refused}"),
-            *(plain(f"said     {when(note['at_ms'])}: {note['text']}") for note in told["notes"]),
-        ]
+            f"refused  {plain(refused)}",
+            *(f"said     {when(note['at_ms'])}: {plain(note['text'])}" for note in told["notes"]),
+        ],
+        HANG,
     )
+
+
+def _used(today: dict[str, Any]) -> str:
+    from nodes.layout import counted
+
+    counts = [counted(today[f"{one}s"], one) for one in ("act", "chain", "token")]
+    replies = f"{today['replies']:,} {'reply' if today['replies'] == 1 else 'replies'}"
+    return ", ".join([*counts[:2], replies, counts[2]])
 
 
 def _price(today: dict[str, Any]) -> str:
     """What the replies of today cost, as far as the settings know prices."""
     unknown = f"; {today['unpriced']} of the replies at a price unknown" if today["unpriced"] else ""
+    if not today["price"] and not unknown:
+        return ""
     return f", {today['price']:.4f} at the vendors' prices{unknown}"
 
 

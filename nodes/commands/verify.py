@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from nodes.proofs import Known
 
 NOT_PROVED: Final = 1
+HANG: Final = 13  # columns before what is told
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,13 +40,13 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(as_json(proved, there))
     else:
-        lines(as_text(proved, there))
+        lines(as_text(proved, there), HANG)
     if proved.revoked and options.save:
         raise NodeError(f"{options.save} was not written: {verdict(proved)}")
     if options.save:
         _save(options.save, data)
         if not options.json:
-            lines([f"{options.save} holds the proof. To check it, anywhere:  mesh verify {options.save}"])
+            lines([f"{options.save} holds the proof. To check it, anywhere:", f"  mesh verify {options.save}"])
     return NOT_PROVED if proved.revoked else 0
 
 

@@ -1,9 +1,12 @@
 """`mesh who`: the ems here, the peers, and which of theirs are awake."""
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from nodes.commands.common import add_home, add_json, home_of, print_json
+
+HANG: Final = 10  # columns before what is told
+_STATES: Final = (("awake", True), ("asleep", False))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,22 +19,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 async def _run(options: argparse.Namespace) -> None:
     from nodes.commands.assembly import connect
-    from nodes.layout import lines, table
+    from nodes.layout import lines
 
     async with connect(home_of(options)) as client:
         told = await client.request("who", {})
     if options.json:
         print_json(told)
         return
-    ems = ", ".join(_em(em) for em in told["ems"]) or "no ems"
-    lines([f"{told['name']}  {told['fingerprint']}  you: {ems}"])
-    if told["peers"]:
-        rows = [
-            [one["name"], one["fingerprint"], _presence(one), _ems(one), " ".join(one["basins"]) or "-"]
-            for one in told["peers"]
-        ]
-        lines(["", *table(["PEER", "KEY", "PRESENCE", "EMS", "SHARED"], rows)])
-    lines(introduced(told["introduced"]))
+    ems = ", ".join(_em(em) for em in told["ems"]) or "none"
+    shown = [f"{told['name']}  {told['fingerprint']}  you", f"  ems     {ems}"]
+    for one in told["peers"]:
+        shown += ["", *_peer(one)]
+    lines(shown, HANG)
+    lines(introduced(told["introduced"]), 0)
 
 
 def introduced(told: list[dict[str, Any]]) -> list[str]:
@@ -65,5 +65,15 @@ def _presence(peer: dict[str, Any]) -> str:
     return f"{state}not seen yet" if peer["seen_ms"] is None else f"{state}last seen {when(peer['seen_ms'])}"
 
 
+def _peer(peer: dict[str, Any]) -> list[str]:
+    """A peer, line by line."""
+    return [
+        f"{peer['name']}  {peer['fingerprint']}  {_presence(peer)}",
+        f"  ems     {_ems(peer)}",
+        f"  shared  {' '.join(peer['basins']) or '-'}",
+    ]
+
+
 def _ems(peer: dict[str, Any]) -> str:
-    return ", ".join(f"{em['name']} {'awake' if em['awake'] else 'asleep'}" for em in peer["ems"]) or "-"
+    named = {state: ", ".join(em["name"] for em in peer["ems"] if em["awake"] is awake) for state, awake in _STATES}
+    return "; ".join(f"{state}: {names}" for state, names in named.items() if names) or "-"

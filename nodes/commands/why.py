@@ -1,13 +1,8 @@
 """`mesh why`: from an act to everything that made it. Reads the node's database, whether or not the node runs."""
 
 import argparse
-from typing import TYPE_CHECKING
 
-from nodes.commands.common import add_home, add_json, home_of, print_json
-
-if TYPE_CHECKING:
-    from nodes.home import Home
-    from protocol.keys import MeshId
+from nodes.commands.common import add_home, add_json, home_of, mesh_of, print_json
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,15 +34,5 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         print_json(as_json(known))
     else:
-        told = as_text(known, _mesh(home), whole=options.prompt, there=at_home(home.path))
+        told = as_text(known, mesh_of(home), whole=options.prompt, there=at_home(home.path))
         lines(told, None if options.prompt else HANG)  # a prompt is shown as it is
-
-
-def _mesh(home: "Home") -> "MeshId | None":
-    """Whose home it is; a home whose keys are lost can still be asked."""
-    from nodes.errors import HomeError
-
-    try:
-        return home.mesh_id()
-    except HomeError:
-        return None

@@ -54,7 +54,8 @@ class Halls:
                 self._halls.pop(entry.basin, None)
         for entry in entries if self._halls else ():
             if entry.act.kind == "redact" and entry.act.refs and not is_dispute(entry.basin):
-                taken_back = find(self._store, entry.act.refs[0], entry.mesh)  # what was said in a dispute, from elsewhere
+                # What was said in a dispute may be taken back from elsewhere.
+                taken_back = find(self._store, entry.act.refs[0], entry.mesh)
                 self._halls.pop(taken_back.basin if taken_back else "", None)
         return bool(ours)
 

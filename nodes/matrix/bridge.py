@@ -59,9 +59,7 @@ class Bridge:
         self.problems: deque[str] = deque(maxlen=PROBLEMS)
         self.ready = asyncio.Event()
         inward = Inward(key, self.tables, self._said, node.runtime.chains.used)
-        self._outward = Outward(
-            self.port, self.tables, self._find, self.lobby.who, node.identity.mesh, self._is_twin
-        )
+        self._outward = Outward(self.port, self.tables, self._find, self.lobby.who, node.identity.mesh, self._is_twin)
         self.manners = Manners(self.port, self._rooms_with)
         hands = Hands(
             node,

@@ -184,10 +184,10 @@ async def test_mesh_who_beside_two_real_nodes(tmp_path: Path) -> None:
                 await asyncio.sleep(0.05)
             told = await run(here, "who")
             assert told.startswith("amp  ")
-            assert "you: ruri" in told
+            assert "ems     ruri" in told
             assert "home" in told
             assert "here now" in told
-            assert "aporia awake" in told
+            assert "awake: aporia" in told
             assert (await run(here, "forget", "--report")).startswith("Nothing was taken back yet")
             await forgotten(there, here)
             told = await run(there, "forget", "--report")

@@ -68,7 +68,7 @@ async def test_the_owner_speaks_listens_and_looks_back(world: World) -> None:
         assert heard[1].act.id == heard[2].act.id
         answer = await one.say("yappings", "thank you", answers=heard[2].act.id.hex())
         assert answer["refs"] == [heard[2].act.id.hex()]
-        assert [entry["text"] for entry in await one.history("yappings", 2)][-1] == "thank you"
+        assert "thank you" in [entry["text"] for entry in await one.history("yappings", 2)]
         status = await one.status()
         assert (status["ems"], status["human"], status["refused"]) == (["aporia"], "mara", 0)
         assert said["budget"]["hops"] == 24

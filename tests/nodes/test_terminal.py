@@ -170,7 +170,7 @@ def test_an_author_of_another_mesh_is_told_apart() -> None:
     record = {"author": "ruri", "kind": "say", "text": "x", "mesh": "AOTHER7890", "basin": "lab"}
     record["budget"] = {"hops": 3, "acts": 4, "tokens": 5, "until_ms": 6}
     assert Said.of(record, "AOTHER7890") == Said("ruri", "x", left=(3, 4))
-    assert Said.of(record, "AMINE", basin=True, left=False) == Said("ruri~AOTHER78", "x", basin="lab")
+    assert Said.of(record, "AMINE", basin=True, left=False) == Said("ruri~OTHE", "x", basin="lab")
 
 
 def test_starter_ems_and_you_have_colours_of_their_own() -> None:
