@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mesh.links.channel import Self
+from mesh.links.door import Door
 from mesh.links.hub import MET, PIECE, PROVE, Hub
 from mesh.links.pieces import Joining, cut
 from mesh.links.proof import proof
@@ -19,15 +20,12 @@ from mesh.links.wire import BEAT_S, MAX_SEALED, TooLong, WireBroken
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession, ClientWebSocketResponse, web
-    from aiohttp.web_protocol import RequestHandler
 
 PATH: Final = "/link"
 MEET: Final = "/meet/{slot}/{end}"
 CONNECT_S: Final = 10.0
 PING_S: Final = 30.0  # between pings to a hub where one waits; routers forget a silent connection in minutes
 MAX_CONNECTIONS: Final = 1_024  # at a time; more are turned away
-MAX_WAITING: Final = 256  # connections that have not asked for a link; the one that has waited longest makes room
-ASK_S: Final = 10.0  # until a connection has asked for one: whoever holds it open has it for no longer
 SHUTDOWN_S: Final = 1.0
 CLOSE_S: Final = 1.0  # for the other side to take leave
 _SLOT: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -222,24 +220,23 @@ async def listening(host: str, port: int, desk: Desk) -> AsyncGenerator[int]:
     """Take connections while the block runs; gives the port. Raises OSError when the address cannot be had."""
     from aiohttp import web
 
-    app = web.Application(client_max_size=1024)
+    door = Door(desk.tls)
+    app = web.Application(client_max_size=1024, middlewares=[_pass_by()])
     if desk.taken is not None:
-        app.router.add_get(PATH, _linking(desk.taken))
+        app.router.add_get(PATH, _linking(desk.taken, door))
     if desk.hub is not None:
-        app.router.add_get(MEET, _meeting(desk.hub))
+        app.router.add_get(MEET, _meeting(desk.hub, door))
         app.on_shutdown.append(lambda _app, hub=desk.hub: hub.close())
-    door = _Door()
-    app.middlewares.append(door.pass_by)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:
         made: Any = runner.server
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: door.enter(made()), host, port, ssl=desk.tls)
-        try:
-            yield int(server.sockets[0].getsockname()[1])
-        finally:
-            server.close()
+        async with door.open():
+            server = await asyncio.get_running_loop().create_server(lambda: door.enter(made), host, port)
+            try:
+                yield int(server.sockets[0].getsockname()[1])
+            finally:
+                server.close()
     finally:
         await runner.cleanup()
 
@@ -247,41 +244,24 @@ async def listening(host: str, port: int, desk: Desk) -> AsyncGenerator[int]:
 Handler = Callable[["web.Request"], Awaitable["web.StreamResponse"]]
 
 
-class _Door:
-    """Connections that have not asked for anything yet: so many, for so long."""
+def _pass_by() -> Any:  # noqa: ANN401 - a middleware of aiohttp's
+    """Whoever got an answer instead of a WebSocket is done: a connection that is kept for more would cost nothing."""
+    from aiohttp import web
 
-    def __init__(self) -> None:
-        from aiohttp import web
+    @web.middleware
+    async def pass_by(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            answer = await handler(request)
+        except web.HTTPException as error:
+            error.force_close()
+            raise
+        answer.force_close()
+        return answer
 
-        self._waiting: dict[RequestHandler, asyncio.TimerHandle] = {}
-
-        @web.middleware
-        async def pass_by(request: web.Request, handler: Handler) -> web.StreamResponse:
-            """Whoever has asked for a link or a meeting is waited for there; anybody else is done."""
-            if request.match_info.http_exception is None:
-                self._passed(request.protocol)
-            return await handler(request)
-
-        self.pass_by = pass_by
-
-    def enter(self, one: "RequestHandler") -> "RequestHandler":
-        """A connection is made."""
-        if len(self._waiting) >= MAX_WAITING:
-            self._end(next(iter(self._waiting)))
-        self._waiting[one] = asyncio.get_running_loop().call_later(ASK_S, self._end, one)
-        return one
-
-    def _passed(self, one: "RequestHandler") -> None:
-        if timer := self._waiting.pop(one, None):
-            timer.cancel()
-
-    def _end(self, one: "RequestHandler") -> None:
-        self._passed(one)
-        if one.transport is not None:  # not asked what it is: uvloop's are of a kind of their own
-            one.transport.abort()
+    return pass_by
 
 
-def _linking(taken: Taken) -> Handler:
+def _linking(taken: Taken, door: Door) -> Handler:
     from aiohttp import web
 
     places = asyncio.Semaphore(MAX_CONNECTIONS)
@@ -292,13 +272,14 @@ def _linking(taken: Taken) -> Handler:
         async with places:
             socket = web.WebSocketResponse(max_msg_size=MAX_SEALED, compress=False, timeout=CLOSE_S)
             await socket.prepare(request)
+            door.passed(request.protocol)
             await taken(SocketWire(socket, None))
         return socket
 
     return take
 
 
-def _meeting(hub: Hub) -> Handler:
+def _meeting(hub: Hub, door: Door) -> Handler:
     from aiohttp import web
 
     async def take(request: web.Request) -> web.StreamResponse:
@@ -310,6 +291,7 @@ def _meeting(hub: Hub) -> Handler:
             return web.Response(status=503)
         socket = web.WebSocketResponse(max_msg_size=PIECE + 1, compress=False, timeout=CLOSE_S)
         await socket.prepare(request)
+        door.passed(request.protocol)
         await hub.serve(_HubEnd(socket, request), address, slot, calls)
         return socket
 

@@ -96,10 +96,12 @@ def _as_json(entries: "list[Entry]") -> list[dict[str, Any]]:
 
 
 def _head(about: dict[str, Any]) -> list[str]:
+    from nodes.layout import counted
+
     budget = about["budget"]
     start = f"{budget['hops']} hops, {budget['acts']} acts, {budget['tokens']:,} tokens, {budget['minutes']:g} minutes"
     return [
-        f"{about['basin']}: {about['acts']:,} acts, heard by {', '.join(about['listeners']) or 'nobody'}",
+        f"{about['basin']}: {counted(about['acts'], 'act')}, heard by {', '.join(about['listeners']) or 'no em here'}",
         f"A message of yours starts with {start}.",
     ]
 

@@ -46,7 +46,7 @@ async def _introduce(options: argparse.Namespace) -> None:
 
     given = {"one": options.one, "other": options.other, "text": options.say}
     if await _asked(options, "peer_introduce", given):
-        lines([f"Both are told. They have a week, and link if both agree. {_NOBODY.replace('you did', 'they do')}"])
+        lines([f"Both are told. They have a week, and link if both agree. {_NOBODY.replace('you did', 'they do')}"], 0)
 
 
 async def _meet(options: argparse.Namespace) -> None:
@@ -60,9 +60,10 @@ async def _meet(options: argparse.Namespace) -> None:
         "called": options.called,
     }
     if told := await _asked(options, "peer_meet", given):
-        name = told["name"]
-        linked = f"You are linked with {name}."
-        lines([linked if told["state"] == "linked" else f"You are linked with {name} when they agree too. {_NOBODY}"])
+        if told["state"] == "linked":
+            lines([f"You are linked with {told['name']}."])
+        else:
+            lines([f"You will be linked with {told['name']} as soon as they agree too. {_NOBODY}"], 0)
 
 
 async def _decline(options: argparse.Namespace) -> None:

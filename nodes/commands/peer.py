@@ -213,7 +213,8 @@ async def _accept(options: argparse.Namespace) -> int:
     elif told["state"] == "linked":
         lines([plain(f"You are linked with {told['name']}.")])
     else:
-        lines([plain(f"Accepted. You are linked with {told['name']} when both nodes have said so: mesh peer list")])
+        soon = f"Accepted. You will be linked with {told['name']} as soon as both nodes have said so: mesh peer list"
+        lines([plain(soon)], 0)
     return 0
 
 

@@ -54,7 +54,7 @@ async def _run(options: argparse.Namespace) -> None:
         sys.stdout.flush()
     if not act["listeners"]:  # mostly a slip
         where = ", ".join(heard) or "none"
-        sys.stderr.write(f"mesh: nobody listens in {options.basin}; basins with listeners: {where}\n")
+        sys.stderr.write(f"mesh: no em of yours listens in {options.basin}; basins where some do: {where}\n")
 
 
 def _read() -> str:

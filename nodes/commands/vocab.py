@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from nodes.home import Home
 
-HANG = 12  # columns before what does not fit on a line of `show`
+HANG = 13  # columns before what does not fit on a line of `show`
 SHORT = 15  # characters of a digest: enough to name a reading
 LONG = 60  # characters of a definition in a list
 
@@ -96,23 +96,25 @@ async def _show(options: argparse.Namespace) -> None:
 
 def _reading(one: dict[str, Any]) -> list[str]:
     """A reading, line by line."""
-    from mesh.words import plain
-
     told = [
-        plain(f"{'act' if one['kind'] == 'act' else 'word':<11} {one['name']}: {one['definition']}", 1_200),
+        _labelled("act" if one["kind"] == "act" else "word", f"{one['name']}: {one['definition']}"),
         *_more(one),
-        plain(f"used by     {_called(one['used']) or 'nobody known here'}", 1_200),
+        _labelled("used by", _called(one["used"]) or "nobody known here"),
     ]
     named = (("proposed by", one["proposed"]), ("contested by", one["contested"]), ("ems for it", one["ems"]))
-    told += [plain(f"{label:<11} {_authors(who)}", 1_200) for label, who in named if who]
-    return [*told, f"digest      {one['digest']}"]
+    told += [_labelled(label, _authors(who)) for label, who in named if who]
+    return [*told, _labelled("digest", one["digest"])]
+
+
+def _labelled(label: str, text: str) -> str:
+    from mesh.words import plain
+
+    return f"{label:<12} {plain(text, 1_200)}"
 
 
 def _more(one: dict[str, Any]) -> list[str]:
-    from mesh.words import plain
-
     told = (("obliges", one["obliges"]), ("example", one["example"]))
-    return [plain(f"{label:<11} {text}", 1_200) for label, text in told if text]
+    return [_labelled(label, text) for label, text in told if text]
 
 
 async def _propose(options: argparse.Namespace) -> None:

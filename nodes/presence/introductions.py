@@ -111,7 +111,8 @@ class Introductions:
             raise NodeError(f"what you say has {len(text)} characters; at most {MAX_WORDS} go with an introduction")
         calls = self._reached(one), self._reached(other)
         if not any(calls):
-            raise NodeError("neither of the two can be dialled from elsewhere, so they could not meet")
+            reason = "neither of the two can be dialled from elsewhere, so they could not meet"
+            raise NodeError(f"{reason}; one of them must set links.listen or links.addresses first")
         with self._peers.transaction():
             for reader, about, addresses in ((one, other, calls[1]), (other, one, calls[0])):
                 made = self._made(reader, about, addresses, text)

@@ -103,7 +103,7 @@ async def test_what_is_said_to_nobody_or_is_too_long(tmp_path: Path) -> None:
     home = make_home(tmp_path / "home", EMS)
     async with up(home):
         written = await told("say", "yapings", "hello", "--home", home.path)
-        assert "nobody listens in yapings; basins with listeners: yappings" in written
+        assert "no em of yours listens in yapings; basins where some do: yappings" in written
         assert "nobody" not in await told("say", "yappings", "hello", "--home", home.path)
         for size in (65_537, 3_000_000):
             done = await asyncio.to_thread(mesh, "say", "yappings", "-", "--home", home.path, stdin="x" * size)

@@ -7,24 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import told
 from process import client, make_home, up
 
 from nodes.cli import main
 from nodes.home import Home
-
-PAGE = Path(__file__).parent.parent.parent / "docs" / "disputes.md"
-WORDS = re.compile(r'"[^"]*"|[^\s"]+')
-
-
-def told() -> list[tuple[str, list[str]]]:
-    """Who types what: every line of the page's first shell block, without its comment, which says whose it is."""
-    (block, *_) = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    lines = [line.partition("#") for line in block.splitlines()]
-    return [
-        (re.split("[,:]", who.strip())[0], [word.strip('"') for word in WORDS.findall(line)[1:]])
-        for line, _, who in lines
-    ]
-
 
 Type = Callable[..., Awaitable[tuple[int, str]]]
 
@@ -72,8 +59,8 @@ async def test_the_page_as_two_persons_would_type_it(tmp_path: Path, typed: Type
     homes, name, made, said = {"you": you, "they": they}, "", "", 0
     async with up(you), up(they):
         await linked(you, they)
-        for who, words in told():
-            home = homes[who]
+        for who, words in told("disputes.md", blocks=1):
+            home = homes[re.split("[,:]", who)[0]]
             if name:
                 await shown(home, name, said)
             written = [{"ID": name, "COMMITMENT": made}.get(word, word) for word in words]

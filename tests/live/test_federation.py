@@ -5,29 +5,11 @@ import re
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from pages import told, typed
 from process import client, make_home, mesh, up
 
 from nodes.client import Client
 from nodes.home import Home
-
-PAGE = Path(__file__).parent.parent.parent / "docs" / "federation.md"
-WORDS = re.compile(r'"[^"]*"|[^\s"]+')
-
-
-def told() -> list[tuple[str, list[str]]]:
-    """Who types what: every line of the page's shell blocks, without its comment, which says whose it is."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    lines = [line.partition("#") for block in blocks for line in block.splitlines()]
-    return [
-        (who.strip().partition(":")[0], [word.strip('"') for word in WORDS.findall(line)[1:]]) for line, _, who in lines
-    ]
-
-
-async def typed(home: Home, *words: str) -> str:
-    """What a command prints; it must go well."""
-    ended = await asyncio.to_thread(mesh, *words, "--home", home.path)
-    assert ended.returncode == 0, (words, ended.stdout, ended.stderr)
-    return ended.stdout
 
 
 async def heard(home: Home, basin: str, text: str) -> None:
@@ -102,7 +84,7 @@ class Page:
             case ["peer", "show", *_]:
                 assert "state    linked; connected now" in said
                 assert "chains a day, 100,000 tokens a day" in said
-                assert re.search(r"today +\d+ acts, 1 chains, 1 replies, [\d,]+ tokens", said)
+                assert re.search(r"today +\d+ acts, 1 chain, 1 reply, [\d,]+ tokens", said)
             case _:
                 pass
 
@@ -111,7 +93,7 @@ async def test_the_page_as_two_persons_would_type_it(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         page = Page(tmp_path, stack)
         await page.start()
-        for who, words in told():
+        for who, words in told("federation.md"):
             await page.type(who, words)
         ended = ""
         async with asyncio.timeout(30):
