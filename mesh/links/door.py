@@ -32,8 +32,8 @@ class Door:
     def __init__(self, tls: ssl.SSLContext | None) -> None:
         self._tls = tls
         self._waiting: dict[Comer, asyncio.TimerHandle] = {}
+        self._agreeing: dict[Comer, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
-        self._agreeing = set[asyncio.Task[None]]()
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None]:
@@ -44,8 +44,6 @@ class Door:
                 yield
             except Exception as error:  # noqa: BLE001 - raised again below, where no group wraps it
                 raised = error
-            for task in self._agreeing:
-                task.cancel()
             for one in list(self._waiting):
                 self._end(one)
         if raised is not None:
@@ -71,6 +69,8 @@ class Door:
 
     def _end(self, one: Comer) -> None:
         self.passed(one)
+        if task := self._agreeing.get(one):
+            task.cancel()  # uvloop's would wait for ever for who is not there any more
         if one.transport is not None:
             one.transport.abort()
 
@@ -80,9 +80,8 @@ class Door:
             one.transport.abort()
             return
         self._wait(one)
-        task = self._group.create_task(self._agreed(one, self._tls, made), name="tls")
-        self._agreeing.add(task)
-        task.add_done_callback(self._agreeing.discard)
+        task = self._agreeing[one] = self._group.create_task(self._agreed(one, self._tls, made), name="tls")
+        task.add_done_callback(lambda _: self._agreeing.pop(one))
 
     async def _agreed(self, one: "_Agreeing", tls: ssl.SSLContext, made: Callable[[], Any]) -> None:
         """Shake hands, and hand the connection on to who serves it."""

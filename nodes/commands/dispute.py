@@ -118,7 +118,13 @@ async def _raise(options: argparse.Namespace) -> None:
     if options.json:
         print_json(told)
     else:
-        lines([plain(f"Raised with {told['with']['name']}: {told['id']}"), f"It is in {told['basin']}"])
+        lines(
+            [
+                plain(f"Raised with {told['with']['name']}: {told['id']}"),
+                f"It is in {told['basin']}",
+                f"To see what they say: mesh dispute show {told['id']}",
+            ]
+        )
 
 
 def _said(operation: str) -> Any:  # noqa: ANN401 - a command
@@ -133,7 +139,8 @@ def _said(operation: str) -> Any:  # noqa: ANN401 - a command
         if options.json:
             print_json(told)
         else:
-            lines([f"{told['said']} said. {_line(told)}"])
+            begun = f"This is commitment {told['said']}." if operation == "remedy" else "Said."
+            lines([f"{begun} {_line(told)}"], 0)
 
     return run
 
@@ -157,14 +164,14 @@ async def _list(options: argparse.Namespace) -> None:
         print_json(told)
         return
     rows = [[one["id"], one["state"], _between(one), _notes(one) or "-", one["line"]] for one in told["disputes"]]
-    shown = table(["DISPUTE", "IS", "BETWEEN", "AND", "ABOUT"], rows) if rows else []
+    shown = table(["DISPUTE", "IS", "BETWEEN", "SO FAR", "ABOUT"], rows) if rows else []
     for one in told["offered"]:
         by, name = one["by"]["name"], one["id"]
         if one["mediate"]:
             shown.append(plain(f"{name} {by} asks you to mediate; to agree: mesh dispute mediate {name}"))
         else:
             shown.append(plain(f"{name} is not heard; to hear it: mesh peer take {by} {one['basin']} --write"))
-    lines(shown or ["No disputes."])
+    lines(shown or ["No disputes."], HANG)
 
 
 def _between(told: dict[str, Any]) -> str:

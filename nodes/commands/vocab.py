@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from nodes.home import Home
 
-HANG = 13  # columns before what does not fit on a line of `show`
+HANG = 12  # columns before what does not fit on a line of `show`
 SHORT = 15  # characters of a digest: enough to name a reading
 LONG = 60  # characters of a definition in a list
 
@@ -109,7 +109,7 @@ def _reading(one: dict[str, Any]) -> list[str]:
 def _labelled(label: str, text: str) -> str:
     from mesh.words import plain
 
-    return f"{label:<12} {plain(text, 1_200)}"
+    return f"{label:<11} {plain(text, 1_200)}"
 
 
 def _more(one: dict[str, Any]) -> list[str]:
