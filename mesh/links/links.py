@@ -30,6 +30,7 @@ from protocol.keys import MeshId
 MAX_STRANGERS: Final = 128  # who have not proved who they are; whoever has waited longest makes room for one more
 AGAIN_S: Final = (0.5, 60.0)  # first and longest wait between two attempts to reach a peer, doubling between
 HEAD_START_S: Final = 2.0  # of a peer's own addresses before hubs and rooms are tried, when it has any
+STEADY_S: Final = 10.0  # a peer whose links end sooner is dialled again after a wait, as one that is not there
 SAME_S: Final = 2.0  # two wires of one rank that came so soon after each other: both nodes dialled at once
 
 log = structlog.get_logger(__name__)
@@ -174,6 +175,12 @@ class Links:
             log.info("somebody is not let in", reason=plain(str(error)) or "others were waiting")
             await wire.close()
             return
+        except MeshError:
+            raise
+        except Exception:  # a slip of ours with a stranger's words must not end the node
+            log.exception("this node cannot deal with what a stranger said")
+            await wire.close()
+            return
         await self._talk(_Shaken(sealed, proved, rank, calls=False))
 
     @asynccontextmanager
@@ -211,10 +218,13 @@ class Links:
         rank, wait_s = (DIRECT if way is None else way.rank), AGAIN_S[0]
         if way is not None and any(other.rank == DIRECT for other in self._ways[peer]):
             await asyncio.sleep(HEAD_START_S)
+        loop = asyncio.get_running_loop()
         while True:
             await self._until(lambda: not self._is_up(peer, rank))
             ways = [way] if way else [one for one in self._ways.get(peer, ()) if one.rank == DIRECT]
-            if await self._reach(peer, ways):
+            began_s = loop.time()
+            reached = await self._reach(peer, ways)
+            if reached and (self._is_up(peer, rank) or loop.time() - began_s >= STEADY_S):
                 wait_s = AGAIN_S[0]
             else:
                 await asyncio.sleep(wait_s * random.uniform(0.75, 1.0))
@@ -357,3 +367,7 @@ class Links:
             log.warning("a peer speaks nonsense", peer=session.peer[:8], reason=plain(str(errors.exceptions[0])))
         except* (WireBroken, NotAdmitted) as errors:
             log.debug("a link broke", peer=session.peer[:8], reason=plain(str(errors.exceptions[0])))
+        except* MeshError:
+            raise
+        except* Exception:  # a slip of ours with a peer's words must not end the node
+            log.exception("this node cannot deal with what a peer said", peer=session.peer[:8])

@@ -5,21 +5,24 @@ The seal of a link is ours and does not need TLS; where there is a certificate i
 
 import asyncio
 import re
+import socket
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mesh.links.channel import Self
 from mesh.links.door import Door
-from mesh.links.hub import MET, PIECE, PROVE, Hub
+from mesh.links.hub import CHALLENGE, MET, PIECE, PROVE, Hub
 from mesh.links.pieces import Joining, cut
 from mesh.links.proof import proof
 from mesh.links.wire import BEAT_S, MAX_SEALED, TooLong, WireBroken
+from protocol.reach import Reach, reach_of
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession, ClientWebSocketResponse, web
+    from aiohttp.abc import AbstractResolver
 
 PATH: Final = "/link"
 MEET: Final = "/meet/{slot}/{end}"
@@ -29,6 +32,7 @@ MAX_CONNECTIONS: Final = 1_024  # at a time; more are turned away
 SHUTDOWN_S: Final = 1.0
 CLOSE_S: Final = 1.0  # for the other side to take leave
 _SLOT: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_PROVE: Final = re.compile(rf"{PROVE}[0-9a-f]{{{2 * CHALLENGE}}}", re.ASCII)
 _ENDS: Final = {"call": True, "answer": False}
 
 Taken = Callable[["SocketWire"], Awaitable[None]]
@@ -40,9 +44,13 @@ class SocketWire:
     beat_s: float = BEAT_S
 
     def __init__(
-        self, socket: "ClientWebSocketResponse | web.WebSocketResponse", session: "ClientSession | None"
+        self,
+        socket: "ClientWebSocketResponse | web.WebSocketResponse",
+        session: "ClientSession | None",
+        cut: Callable[[], None],
     ) -> None:
-        self._socket, self._session = socket, session
+        """`cut` ends the connection whatever waits to be sent: whoever reads nothing would hold it open for ever."""
+        self._socket, self._session, self._cut = socket, session, cut
 
     async def send(self, data: bytes) -> None:
         """Send one message; waits while the other end is slow. Raises WireBroken."""
@@ -69,11 +77,14 @@ class SocketWire:
 
     async def close(self) -> None:
         """Hang up. Idempotent."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_S):
-                await self._socket.close()
-        if self._session is not None:
-            await self._session.close()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await self._socket.close()
+            if self._session is not None:
+                await self._session.close()
+        finally:
+            self._cut()
 
 
 class MetWire:
@@ -131,8 +142,12 @@ class _HubEnd:
             with suppress(TimeoutError, ConnectionError, RuntimeError):
                 async with asyncio.timeout(CLOSE_S):
                     await self._socket.close()
-        if self._request.transport is not None:
-            transport.abort()
+        _abort(self._request)
+
+
+def _abort(request: "web.Request") -> None:
+    if request.transport is not None:
+        request.transport.abort()
 
 
 async def _received(socket: "ClientWebSocketResponse | web.WebSocketResponse", idle_s: float | None) -> bytes:
@@ -168,9 +183,10 @@ async def meet(url: str, slot: str, who: Self, *, calls: bool, trusted: ssl.SSLC
     path = MEET.format(slot=slot, end="call" if calls else "answer")
     wire = await _dial(url.rstrip("/") + path, PIECE + 1, PING_S, trusted)
     try:
-        while (word := await wire.word()) != MET:
-            challenge = _challenge(word)
-            await wire.send(proof(who, challenge, slot))
+        if (word := await wire.word()) != MET:
+            await wire.send(proof(who, _challenge(word), slot))
+            if await wire.word() != MET:
+                raise WireBroken("the hub asks again and again who is there")
     except BaseException:
         await wire.close()
         raise
@@ -178,19 +194,24 @@ async def meet(url: str, slot: str, who: Self, *, calls: bool, trusted: ssl.SSLC
 
 
 def _challenge(word: str) -> bytes:
-    try:
-        return bytes.fromhex(word.removeprefix(PROVE))
-    except ValueError:
-        raise WireBroken("the hub says what no hub says") from None
+    if not _PROVE.fullmatch(word):
+        raise WireBroken("the hub says what no hub says")
+    return bytes.fromhex(word.removeprefix(PROVE))
 
 
 async def _dial(url: str, max_bytes: int, ping_s: float | None, trusted: ssl.SSLContext | None) -> SocketWire:
     import aiohttp
 
-    session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+    sockets = list[socket.socket]()
+    connector = aiohttp.TCPConnector(resolver=_resolver(), socket_factory=lambda where: _opened(where, sockets))
+    elsewhere = aiohttp.TraceConfig()
+    elsewhere.on_request_redirect.append(_stay)
+    session = aiohttp.ClientSession(
+        connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, trace_configs=[elsewhere]
+    )
     try:
         async with asyncio.timeout(CONNECT_S):
-            socket = await session.ws_connect(
+            connected = await session.ws_connect(
                 url,
                 max_msg_size=max_bytes,
                 compress=0,
@@ -203,7 +224,40 @@ async def _dial(url: str, max_bytes: int, ping_s: float | None, trusted: ssl.SSL
     except BaseException:
         await session.close()
         raise
-    return SocketWire(socket, session)
+    return SocketWire(connected, session, lambda: _shut(sockets))
+
+
+async def _stay(*_: object) -> None:
+    """Go nowhere else than where we dialled: whoever is there must not choose what of ours it is."""
+    raise WireBroken("whoever is there sends us elsewhere")
+
+
+def _opened(where: Sequence[Any], sockets: list[socket.socket]) -> socket.socket:
+    family, kind, protocol, *_ = where
+    sockets.append(socket.socket(family, kind, protocol))
+    return sockets[-1]
+
+
+def _shut(sockets: Iterable[socket.socket]) -> None:
+    for one in sockets:
+        with suppress(OSError):  # it is closed already
+            one.shutdown(socket.SHUT_RDWR)
+
+
+def _resolver() -> "AbstractResolver":
+    """Looks up names. One that leads anywhere does not lead to this machine: whoever has it could say what is dialled."""
+    import aiohttp
+
+    class Resolver(aiohttp.ThreadedResolver):
+        async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> Any:  # noqa: ANN401 - aiohttp's
+            found = await super().resolve(host, port, family)
+            if reach_of(host) == Reach.FAR:
+                found = [one for one in found if reach_of(one["host"]) != Reach.HOST]
+            if not found:
+                raise OSError(None, "the name leads to this machine")
+            return found
+
+    return Resolver()
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +327,7 @@ def _linking(taken: Taken, door: Door) -> Handler:
             socket = web.WebSocketResponse(max_msg_size=MAX_SEALED, compress=False, timeout=CLOSE_S)
             await socket.prepare(request)
             door.passed(request.protocol)
-            await taken(SocketWire(socket, None))
+            await taken(SocketWire(socket, None, lambda: _abort(request)))
         return socket
 
     return take

@@ -1,9 +1,11 @@
 """`mesh forget --report`: who confirmed that they forgot what was taken back, and who holds it still."""
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from nodes.commands.common import add_home, add_json, home_of, print_json
+
+HANG: Final = 4  # columns before what does not fit on a line
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +35,7 @@ def _run(options: argparse.Namespace) -> None:
         print_json({"forgotten": told})
     elif not told:
         what = "That act was not taken back" if options.act else "Nothing was taken back yet"
-        lines([f"{what}, as far as is known here. To take something back: mesh redact ACT"])
+        lines([f"{what}, as far as is known here. To take something back: mesh redact ACT"], 0)
     else:
-        lines(plain(line, 400) if not line.startswith("  ") else f"  {plain(line, 400)}" for line in as_text(told))
+        shown = (plain(line, 400) if not line.startswith("  ") else f"  {plain(line, 400)}" for line in as_text(told))
+        lines(shown, HANG)

@@ -60,20 +60,20 @@ async def _asked(options: argparse.Namespace, operation: str, given: dict[str, A
 
 
 async def _run(options: argparse.Namespace) -> None:
-    from nodes.errors import NodeError
+    from nodes.errors import ConfigError
     from nodes.layout import lines
 
     if options.receipts:
         told = await _asked(options, "recall_receipts", {})
     elif options.peer is None or options.question is None:
-        raise NodeError('say whom you ask, and what: mesh recall PEER "QUESTION"; or --receipts')
+        raise ConfigError(['say whom you ask, and what: mesh recall PEER "QUESTION"; or --receipts'])
     else:
         given = {"peer": options.peer, "question": options.question, "basin": options.basin}
         told = await _asked(options, "recall", given)
     if options.json:
         print_json(told)
     elif options.receipts:
-        lines(_receipts(told))
+        lines(_receipts(told), hang=2)
     else:
         lines(_found(told), hang=2)
 

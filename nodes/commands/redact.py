@@ -2,10 +2,17 @@
 
 import argparse
 import contextlib
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from nodes.commands.common import add_home, add_json, home_of, print_json
+from nodes.commands.common import add_home, add_json, home_of, mesh_of, print_json
+
+if TYPE_CHECKING:
+    from mesh.entries import Entry
+    from mesh.store import Store
+    from nodes.home import Home
+
+RECENT: Final = 200  # acts of each basin in which `last` looks for the person's own words
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "Take back what you or one of your ems said. Its words, those of its edits and the prompts they were in are"
         " erased from the node and its stream; copies that others have made, and archives, are out of its reach."
     )
-    parser.add_argument("act", metavar="ACT", help="an act's id, its first digits (6 or more), or last")
+    parser.add_argument(
+        "act", metavar="ACT", help="an act's id, its first digits (6 or more), or last: what you said last"
+    )
     parser.add_argument("--reason", default="", metavar="TEXT", help="why, for whoever reads that it was taken back")
     add_home(parser)
     add_json(parser)
@@ -23,13 +32,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 async def _run(options: argparse.Namespace) -> None:
     from mesh.entries import find
+    from mesh.words import plain
     from nodes.commands.assembly import connect
-    from nodes.records import lookup, records
+    from nodes.layout import lines
+    from nodes.records import LAST, lookup, records
 
     home = home_of(options)
     with records(home) as store:
-        identity = lookup(store, options.act)
-        entry = find(store, identity) if store else None
+        entry = _own_last(home, store) if options.act.lower() == LAST else None
+        identity = entry.act.id if entry else lookup(store, options.act)
+        entry = entry or (find(store, identity) if store else None)
     async with connect(home) as client:
         act = await client.redact(identity.hex(), options.reason.strip())
     if entry is not None:
@@ -37,7 +49,28 @@ async def _run(options: argparse.Namespace) -> None:
     if options.json:
         print_json(act)
     else:
-        sys.stdout.write(f"{act['id']}\n")
+        words = "" if entry is None else f" what {entry.act.author} said in {entry.basin}: {entry.act.text}"
+        lines([act["id"], plain(f"Took back{words}" if words else f"Took back {identity.hex()}")], 0)
+
+
+def _own_last(home: "Home", store: "Store | None") -> "Entry":
+    """What the person of this home said last, in any basin: an em, or a peer, may have spoken since. Raises NodeError."""
+    from mesh.entries import recent
+    from nodes.errors import NodeError
+    from nodes.records import SHOWN
+    from protocol.husk import is_husk
+
+    me, human = mesh_of(home), home.config().human
+    basins = [basin for (basin,) in store.rows("SELECT DISTINCT basin FROM frames")] if store else []
+    said = [
+        entry
+        for basin in basins
+        for entry in (recent(store, basin, RECENT) if store else [])
+        if (entry.mesh, entry.act.author) == (me, human) and entry.act.kind in SHOWN and not is_husk(entry.act)
+    ]
+    if not said:
+        raise NodeError("you have said nothing of late; mesh basin show BASIN lists what was said, with its ids")
+    return max(said, key=lambda entry: entry.n)
 
 
 def untype(path: Path, text: str) -> None:

@@ -22,7 +22,8 @@ from nodes.disputes.halls import MAX_SAID, Halls
 from nodes.errors import NodeError
 from nodes.node import Node
 from nodes.peers.gates import is_heard
-from nodes.peers.peers import AGAIN_S, HEARD_S, Peers, terms
+from nodes.peers.peers import AGAIN_S, HEARD_S, Peers
+from nodes.peers.statements import terms
 from nodes.peers.tables import Peer
 from protocol.acts import ID_BYTES, RANDOM_BYTES, Act, ActId, new_id
 from protocol.dispute import Dispute, concerns, dispute_basin, is_dispute, short

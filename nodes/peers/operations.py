@@ -9,7 +9,8 @@ import msgspec
 from nodes.control import Operations
 from nodes.errors import NodeError
 from nodes.peers.guests import Wish
-from nodes.peers.peers import Peers, terms
+from nodes.peers.peers import Peers
+from nodes.peers.statements import terms
 from nodes.peers.tables import Peer
 from protocol.address import check_name
 from protocol.invitation import MAX_ADDRESSES, read_address, read_invitation, write_code, write_link

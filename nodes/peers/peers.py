@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-import msgspec
 import structlog
 
 from mesh.entries import Entry, recent
@@ -27,19 +26,20 @@ from nodes.node import Node
 from nodes.peers.gates import PeerGates, is_heard
 from nodes.peers.guests import Guests, Here
 from nodes.peers.parts import Part
-from nodes.peers.tables import Peer, Wished
+from nodes.peers.statements import Statements
+from nodes.peers.tables import Peer
 from nodes.peers.ways import Ways
 from nodes.turns import Taken
 from protocol.acts import Act
 from protocol.certificate import read_certificate
-from protocol.errors import BadLink, LinkFault, ProtocolError
+from protocol.errors import BadLink, ProtocolError
 from protocol.keys import MeshId, fingerprint
-from protocol.link import Relationship, Standing, State, apply, declare, next_body
-from protocol.statement import STATEMENTS, Changes, Trust, own_basin
+from protocol.link import Relationship, Standing, State, declare, next_body
+from protocol.reach import believed
+from protocol.statement import STATEMENTS, Changes, own_basin
 from protocol.vocabulary import core_terms, digest, digest_of_all
 
 HEARD_S: Final = 20.0  # until the node has heard its own statement; the bus is away if it takes longer
-EARLY: Final = 64  # statements of a peer that wait for those before them; more are no honest mistake
 REREAD: Final = 1_000  # newest statements of a relationship that are looked at again at the start
 AGAIN_S: Final = 1.0  # until what could not be said is said again
 
@@ -85,7 +85,7 @@ class Peers:
         self._heard = asyncio.Event()
         self._news = set[str]()  # basins of what was heard in a transaction that commits now
         self._saying = asyncio.Lock()
-        self._early: dict[MeshId, list[tuple[MeshId, Act]]] = {}
+        self._statements = Statements(self.me, self.gates, ground.clock, self._is_em)
         self._works: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
         node.runtime.quotas = self.gates
 
@@ -114,7 +114,7 @@ class Peers:
         self._news.update(entry.basin for entry in entries)
         for entry in entries:
             if entry.act.kind in STATEMENTS:
-                self._hear(entry)
+                self._state(entry)
         for part in self.gates.parts.values():
             part.hear(entries)
 
@@ -149,7 +149,7 @@ class Peers:
         for peer in self.peers.values():
             with self._store.transaction():
                 for entry in recent(self._store, own_basin(self.me, peer.mesh), REREAD):
-                    self._hear(entry)
+                    self._state(entry)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.links.run(self._node.config.links.place), name="links")
             group.create_task(self._tend(), name="peers")
@@ -211,6 +211,10 @@ class Peers:
         peer.addresses = addresses
         self.links.restart(peer.mesh)
         self.meet(peer)
+
+    def believed(self, peer: Peer, addresses: Iterable[str]) -> tuple[str, ...]:
+        """Those of the addresses that a peer has said of itself, or of others, which we dial because it says so."""
+        return believed(addresses, (*peer.addresses, *self._node.config.links.told(self.links.port)))
 
     def meet(self, peer: Peer) -> None:
         """Keep a new peer, or what has changed about one."""
@@ -336,9 +340,17 @@ class Peers:
         for topic, data in self.gates.early.pop(mesh, ()):
             try:
                 self.gates.matter(mesh, topic, data)
-            except BadMessage:
-                with self._store.transaction():
-                    self.gates.tables.refuse(mesh, BadMessage.__name__)
+            except MeshError as error:
+                if not isinstance(error, BadMessage):
+                    raise
+                self._refuse(mesh, error)
+            except Exception as error:  # a slip of ours with a peer's words must not end the node
+                log.exception("a part of this node cannot deal with what a peer said", topic=topic)
+                self._refuse(mesh, error)
+
+    def _refuse(self, mesh: MeshId, error: Exception) -> None:
+        with self._store.transaction():
+            self.gates.tables.refuse(mesh, type(error).__name__)
 
     async def _answer(self) -> bool:
         """Say `link` to those whose invitation the person has accepted; returns False to be called again."""
@@ -357,64 +369,10 @@ class Peers:
             self.meet(peer)
         return True
 
-    # Statements
-
-    def _hear(self, entry: Entry) -> None:
+    def _state(self, entry: Entry) -> None:
         """Take in a statement; within a transaction."""
-        act = entry.act
-        if entry.mesh == self.me and self._is_em(act.author):
-            self.gates.tables.wish(Wished(act.id, act.author, act.kind, plain(act.text), act.at_ms))
-            log.info("an em asks for a change", em=act.author, kind=act.kind)
-            return
-        mesh = MeshId(str(act.body.get("mesh"))) if entry.mesh == self.me else entry.mesh
-        peer = self.peers.get(mesh)
-        if peer is None or entry.basin != own_basin(self.me, mesh):
-            return
-        if self.gates.recovering.get(mesh) == "statements":
-            return  # read together when all of them are here again
-        before = peer.relationship
-        waiting = [*self._early.pop(mesh, []), (entry.mesh, act)]
-        while waiting:
-            later = [one for one in waiting if not self._apply(peer, *one)]
-            if len(later) == len(waiting):
-                self._early[mesh] = later[-EARLY:]
-                break
-            waiting = later
-        if peer.relationship != before:
-            self.gates.tables.put(peer)
+        if mesh := self._statements.hear(entry):
             self._stir(mesh)
-            if peer.relationship.state != before.state:
-                log.info("a relationship has changed", peer=peer.petname, state=peer.relationship.state.value)
-
-    def _apply(self, peer: Peer, by: MeshId, act: Act) -> bool:
-        """Apply one statement, or refuse it for good; returns False when it came before those that it follows."""
-        is_em = self._is_em if by == self.me else _is_none
-        try:
-            peer.relationship = apply(peer.relationship, by, act, self._clock(), is_em)
-        except BadLink as error:
-            if error.fault == LinkFault.EARLY:
-                return False
-            log.warning("a statement does not count", peer=peer.petname, reason=plain(str(error)))
-            self.gates.tables.refuse(by, type(error).__name__)
-        return True
 
     def _is_em(self, author: str) -> bool:
         return author in self._node.runtime.ems
-
-
-def _is_none(author: str) -> bool:  # noqa: ARG001 - their node vouches for who is whom there
-    return False
-
-
-def terms(
-    text: str,
-    gives: dict[str, str] | None = None,
-    takes: dict[str, str | None] | None = None,
-    trust: Trust | None = None,
-) -> Changes:
-    """Terms of a statement. Raises ValueError for what none can say."""
-    given = {"text": text, "gives": gives or {}, "takes": takes or {}, "trust": trust}
-    try:
-        return msgspec.convert(given, Changes)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"that cannot be agreed on: {error}") from None

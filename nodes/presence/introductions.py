@@ -166,7 +166,9 @@ class Introductions:
             check_shareable(basin)
         meant = self._meant(name)
         found = meant[0][1]
-        addresses = dict.fromkeys(address for _, one in meant for address in one.addresses)
+        by = {told.by: self._peers.peers[told.by] for told, _ in meant}
+        told_of = (self._peers.believed(by[told.by], one.addresses) for told, one in meant)
+        addresses = dict.fromkeys(address for some in told_of for address in some)
         seen = self._peers.relationship(found.other)
         if seen.state in (State.LINKED, State.PAUSED):
             raise NodeError("you are linked with that mesh already; see: mesh peer list")

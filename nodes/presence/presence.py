@@ -68,9 +68,10 @@ class Presence:
         with self._peers.transaction():
             self._tables.put_card(peer, Kept(data, card.made_ms, card.expires_ms, now))
         known = self._peers.peers[peer]
-        if card.addresses and card.addresses != known.addresses:
-            log.info("a peer is found elsewhere", peer=known.petname, addresses=card.addresses)
-            known.addresses = card.addresses
+        addresses = self._peers.believed(known, card.addresses)
+        if addresses and addresses != known.addresses:
+            log.info("a peer is found elsewhere", peer=known.petname, addresses=addresses)
+            known.addresses = addresses
             self._peers.meet(known)
 
     def hear(self, entries: Sequence[Entry]) -> None:

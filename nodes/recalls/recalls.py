@@ -43,7 +43,7 @@ COST: Final = 50  # acts of a peer's quota that a question counts for
 ANSWER_S: Final = 20.0  # that a question waits for its answer
 MAX_PROOF: Final = 58_000  # bytes of a citation in one message
 _NO: Final = {
-    "grant": "{name} has not granted you that",
+    "grant": "{name} has not granted you that; they would with: mesh peer grant YOU recall BASIN",
     "quota": "{name} has answered enough for now; ask again in some minutes",
     "busy": "{name}'s node is busy; ask again",
 }
