@@ -1,5 +1,6 @@
 """Writing a person's files: whole, for their owner alone, and with a sentence when the disk will not."""
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -14,14 +15,17 @@ FULL: Final = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}) 
 def write_private(path: Path, data: bytes) -> None:
     """Write a file for its owner alone, whole or not at all."""
     part = path.with_name(path.name + ".part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        part.unlink(missing_ok=True)  # what a crash left; or somebody else's, or a link, in a folder that many share
+        with os.fdopen(os.open(part, flags, 0o600), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     except OSError:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first one says more
+            part.unlink(missing_ok=True)
         raise
 
 

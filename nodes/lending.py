@@ -8,6 +8,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -123,8 +124,9 @@ def give_back(home: Home, name: str, target: Path, clock: Clock) -> tuple[Stampe
 def open_parcel(path: Path) -> Parcel:
     """Read and verify what somebody sent. Raises NodeError, one sentence, for everything that is no em."""
     try:
-        if path.stat().st_size > MAX_PARCEL:
-            raise NodeError(f"{path} is larger than any em; it was not read")
+        seen = path.stat()
+        if not stat.S_ISREG(seen.st_mode) or seen.st_size > MAX_PARCEL:
+            raise NodeError(f"{path} is no file, or larger than any em; it was not read")
         with path.open("rb") as file:
             reader = Reader(file, EM_FORMAT)
             files = {entry.path: data for entry, data in _bounded(reader)}
@@ -165,8 +167,13 @@ def check_terms(parcel: Parcel, me: MeshId, now_ms: int) -> None:
             raise NodeError("this is an em that you lent; it is in your home as it was")
         if passport.until_ms is not None and passport.until_ms <= now_ms:
             raise NodeError("the loan has ended; ask for a new one")
-    elif not any(one.passport.mesh == me and one.passport.event == "lend" for one in parcel.lineage[1:]):
+        return
+    held = [one.passport for one in parcel.lineage[1:] if one.digest in passport.parents]
+    lent = [one for one in held if one.mesh == me and one.event == "lend"]
+    if not lent:
         raise NodeError("what is given back here was not lent by this mesh")
+    if all(one.to not in (None, passport.mesh) for one in lent):
+        raise NodeError(f"it was not lent to the mesh {fingerprint(passport.mesh)}, which gives it back")
 
 
 def free_name(home: Home, wished: str) -> str:

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -19,6 +19,7 @@ from nodes.em import Em
 from nodes.errors import ModelError, ModelRefused
 from nodes.models.base import Usage
 from nodes.prompt import tokens
+from nodes.quotas import Nobody, Quotas
 from nodes.room import TAIL, Room
 from nodes.speaker import Draft, Models, Reply, ask, draft
 from nodes.spoken import Spoken, split
@@ -54,37 +55,6 @@ class Parts:
     show: Show
     ended: Ended
     queue: int  # turns an em may have before it; beyond that it skips to what is newer
-
-
-class Quotas(Protocol):
-    """What chains that other meshes began may cost; asked before a model is called."""
-
-    def reserve(self, mesh: MeshId, tokens: int, *, begins: bool) -> str | None:
-        """Why so many tokens more may not be spent for a mesh, or None; `begins`: in a chain not counted yet."""
-        ...
-
-    def settle(self, mesh: MeshId, reserved: int, used: int, price: float | None) -> None:
-        """What was reserved and not used is given back; `price` in the vendor's currency, None where it is unknown."""
-        ...
-
-    def sharers(self, basin: str) -> int:
-        """How many other meshes may speak in a basin."""
-        ...
-
-
-class Nobody:
-    """No other mesh may cost anything."""
-
-    def reserve(self, mesh: MeshId, tokens: int, *, begins: bool) -> str | None:  # noqa: ARG002 - a Quotas'
-        """Never."""
-        return "nobody here is linked with the mesh that began this talk"
-
-    def settle(self, mesh: MeshId, reserved: int, used: int, price: float | None) -> None:
-        """Nothing."""
-
-    def sharers(self, basin: str) -> int:  # noqa: ARG002 - a Quotas'
-        """None."""
-        return 0
 
 
 class Runtime:

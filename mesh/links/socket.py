@@ -7,7 +7,7 @@ import asyncio
 import re
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -183,27 +183,33 @@ async def meet(url: str, slot: str, who: Self, *, calls: bool, trusted: ssl.SSLC
     path = MEET.format(slot=slot, end="call" if calls else "answer")
     wire = await _dial(url.rstrip("/") + path, PIECE + 1, PING_S, trusted)
     try:
-        if (word := await wire.word()) != MET:
-            await wire.send(proof(who, _challenge(word), slot))
-            if await wire.word() != MET:
-                raise WireBroken("the hub asks again and again who is there")
+        await _met(wire, who, slot)
     except BaseException:
         await wire.close()
         raise
     return MetWire(wire)
 
 
-def _challenge(word: str) -> bytes:
-    if not _PROVE.fullmatch(word):
+async def _met(wire: SocketWire, who: Self, slot: str) -> None:
+    """Wait until the other end has come; prove who we are where the hub asks, once. Raises WireBroken."""
+    word = await wire.word()
+    if _PROVE.fullmatch(word):
+        await wire.send(proof(who, bytes.fromhex(word.removeprefix(PROVE)), slot))
+        word = await wire.word()
+    if word != MET:
         raise WireBroken("the hub says what no hub says")
-    return bytes.fromhex(word.removeprefix(PROVE))
 
 
 async def _dial(url: str, max_bytes: int, ping_s: float | None, trusted: ssl.SSLContext | None) -> SocketWire:
     import aiohttp
 
     sockets = list[socket.socket]()
-    connector = aiohttp.TCPConnector(resolver=_resolver(), socket_factory=lambda where: _opened(where, sockets))
+
+    def opened(where: Any) -> socket.socket:  # noqa: ANN401 - as getaddrinfo gives it
+        sockets.append(socket.socket(*where[:3]))
+        return sockets[-1]
+
+    connector = aiohttp.TCPConnector(resolver=_resolver(), socket_factory=opened)
     elsewhere = aiohttp.TraceConfig()
     elsewhere.on_request_redirect.append(_stay)
     session = aiohttp.ClientSession(
@@ -232,12 +238,6 @@ async def _stay(*_: object) -> None:
     raise WireBroken("whoever is there sends us elsewhere")
 
 
-def _opened(where: Sequence[Any], sockets: list[socket.socket]) -> socket.socket:
-    family, kind, protocol, *_ = where
-    sockets.append(socket.socket(family, kind, protocol))
-    return sockets[-1]
-
-
 def _shut(sockets: Iterable[socket.socket]) -> None:
     for one in sockets:
         with suppress(OSError):  # it is closed already
@@ -245,7 +245,7 @@ def _shut(sockets: Iterable[socket.socket]) -> None:
 
 
 def _resolver() -> "AbstractResolver":
-    """Looks up names. One that leads anywhere does not lead to this machine: whoever has it could say what is dialled."""
+    """Looks up names. One that leads anywhere must not lead to this machine: its owner would say what is dialled."""
     import aiohttp
 
     class Resolver(aiohttp.ThreadedResolver):

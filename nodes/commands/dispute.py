@@ -139,7 +139,7 @@ def _said(operation: str) -> Any:  # noqa: ANN401 - a command
         if options.json:
             print_json(told)
         else:
-            begun = f"This is commitment {told['said']}." if operation == "remedy" else "Said."
+            begun = f"{told['said']} is your commitment." if operation == "remedy" else "Said."
             lines([f"{begun} {_line(told)}"], 0)
 
     return run

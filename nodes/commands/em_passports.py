@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from protocol.passport import Passport, Stamped
 
 DECLINED: Final = 1
+HANG: Final = 10  # columns before what is told
 ENDING: Final = ".em"  # of files with an em in them
 _UNITS_MS: Final = {"h": 3_600_000, "d": 86_400_000}
 _SPAN: Final = re.compile(r"([1-9]\d{0,3})([hd])", re.ASCII)
@@ -154,7 +155,8 @@ def _show(options: argparse.Namespace) -> None:
             f"from      {plain(origin_in_short(home, em, there))}",
             *_lineage(em, there),
             *([f"problem   {plain(seen['problem'])}"] if seen["problem"] else []),
-        ]
+        ],
+        HANG,
     )
 
 
@@ -218,7 +220,8 @@ def _lend(options: argparse.Namespace) -> None:
             f"{target} holds {options.name}, lent to {who}" + (f" until {utc(until)}." if until else " for good."),
             "It holds all text and settings of the em. Give it to them by a way that you trust.",
             f"They run: mesh em take {target.name}",
-        ]
+        ],
+        0,
     )
 
 
@@ -250,7 +253,8 @@ def _take(options: argparse.Namespace) -> int:
                 *_steps(parcel.lineage[1:], there),
                 f"files     {len(parcel.files):,}, {parcel.size:,} bytes",
                 f"here      {home.ems / name}",
-            ]
+            ],
+            HANG,
         )
     if not options.yes:
         if options.json or not sys.stdin.isatty():
@@ -284,5 +288,6 @@ def _return(options: argparse.Namespace) -> None:
         [
             f"{target} holds what {back.passport.name} became. Give it to {owner}.",
             f"Its folder is in {aside} now, where no node hosts it; delete that when they have it.",
-        ]
+        ],
+        0,
     )

@@ -34,7 +34,7 @@ async def _run(options: argparse.Namespace) -> None:
     from mesh.entries import find
     from mesh.words import plain
     from nodes.commands.assembly import connect
-    from nodes.layout import lines
+    from nodes.layout import lines, when
     from nodes.records import LAST, lookup, records
 
     home = home_of(options)
@@ -49,12 +49,12 @@ async def _run(options: argparse.Namespace) -> None:
     if options.json:
         print_json(act)
     else:
-        words = "" if entry is None else f" what {entry.act.author} said in {entry.basin}: {entry.act.text}"
-        lines([act["id"], plain(f"Took back{words}" if words else f"Took back {identity.hex()}")], 0)
+        what = f"what {entry.act.author} said in {entry.basin}, {when(entry.act.at_ms)}" if entry else identity.hex()
+        lines([act["id"], plain(f"Took back {what}")], 0)
 
 
 def _own_last(home: "Home", store: "Store | None") -> "Entry":
-    """What the person of this home said last, in any basin: an em, or a peer, may have spoken since. Raises NodeError."""
+    """What the person of this home said last, in any basin; others may have spoken since. Raises NodeError."""
     from mesh.entries import recent
     from nodes.errors import NodeError
     from nodes.records import SHOWN

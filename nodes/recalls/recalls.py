@@ -295,6 +295,8 @@ class Recalls:
                     await self._answer(task)
                 except (MeshError, ValueError) as error:
                     log.warning("a question could not be answered", reason=str(error))
+                except Exception:  # a slip of ours with a peer's words must not end the node
+                    log.exception("this node cannot deal with what a peer asked")
                 finally:
                     self._tasks.popleft()
             await self._wake.wait()

@@ -201,4 +201,4 @@ async def test_mesh_who_beside_two_real_nodes(tmp_path: Path) -> None:
             await asyncio.sleep(0.05)
         told = await run(here, "who")
         assert "last seen 20" in told
-        assert "aporia asleep" in told
+        assert "asleep: aporia" in told

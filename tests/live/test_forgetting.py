@@ -77,6 +77,23 @@ async def test_the_words_are_in_no_file_of_the_home(tmp_path: Path) -> None:
     assert holding(home) == []
 
 
+async def test_last_is_what_the_person_said_last(tmp_path: Path) -> None:
+    """An em has answered since: its words stay."""
+    home = make_home(tmp_path / "home", EMS)
+    async with up(home) as node:
+        async with client(home) as one:
+            async with one.listening("yappings") as inbox:
+                asked = await one.say("yappings", f"aporia, {WORDS}?")
+                async for heard in inbox:
+                    if heard.kept and asked["id"] in [ref.hex() for ref in heard.act.refs]:
+                        break
+            await settled(one)
+            done = await asyncio.to_thread(mesh, "redact", "last", "--home", home.path)
+            assert "Took back what mara said in yappings" in done.stdout
+            assert [act["refs"] for act in await one.history("yappings") if act["kind"] == "redact"] == [[asked["id"]]]
+        await stop(node)
+
+
 async def test_a_crash_in_between_delays_it_only(tmp_path: Path) -> None:
     """Killed as soon as the redaction is stored: whatever was done of it by then, the next start does the rest."""
     home = make_home(tmp_path / "home", EMS)

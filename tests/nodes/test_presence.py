@@ -132,7 +132,7 @@ def test_what_mesh_who_prints_is_plain() -> None:
     assert "\n" not in lines[1]
     assert introduced([]) == []
     peer = {"state": "linked", "here": False, "seen_ms": None, "ems": [{"name": "ruri", "awake": False}]}
-    assert (_presence(peer), _ems(peer)) == ("not seen yet", "ruri asleep")
+    assert (_presence(peer), _ems(peer)) == ("not seen yet", "asleep: ruri")
     assert _presence(peer | {"here": True, "state": "paused"}) == "paused, here now"
     assert _presence(peer | {"seen_ms": 0}).startswith("last seen 19")
 
