@@ -4,16 +4,14 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from nodes.commands.common import add_home, add_json, home_of, print_json
+from nodes.commands.asking import action, ask, span
+from nodes.commands.common import home_of, print_json
 
 if TYPE_CHECKING:
-    from nodes.home import Home
+    pass
 
-UNITS: Final = {"m": 60, "h": 3_600, "d": 86_400}
-MAX_DUE_S: Final = 3660 * 86_400
 MAX_SHOWN: Final = 2_000  # characters of one text on a terminal; --json has all of it
 HANG: Final = 4  # columns by which long lines go on
-_SPAN: Final = re.compile(r"([1-9]\d{0,5})([mhd])", re.ASCII)
 _DID: Final = {
     "raise": "raised it",
     "respond": "responded",
@@ -38,46 +36,38 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _beginning(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to itself
-    begin = _action(actions, "raise", "tell a peer what went wrong; only the two of you hear it", _raise)
+    begin = action(actions, "raise", "tell a peer what went wrong; only the two of you hear it", _raise)
     begin.add_argument("peer", metavar="PEER", help="its name here; see: mesh peer list")
     begin.add_argument("text", metavar="TEXT", help="what went wrong")
     begin.add_argument("--about", action="append", default=[], metavar="ACT", help="the id of an act that it is about")
     begin.add_argument("--wish", default="", metavar="TEXT", help="what you would like")
-    _named(_action(actions, "show", "all that was said in a dispute, and what became of it", _show))
-    _action(actions, "list", "the disputes that you are in, one a line", _list)
+    _named(action(actions, "show", "all that was said in a dispute, and what became of it", _show))
+    action(actions, "list", "the disputes that you are in, one a line", _list)
 
 
 def _going_on(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to itself
-    respond = _named(_action(actions, "respond", "say something about it", _said("respond")))
+    respond = _named(action(actions, "respond", "say something about it", _said("respond")))
     respond.add_argument("text", metavar="TEXT")
-    remedy = _named(_action(actions, "remedy", "say what you are ready to do about it", _said("remedy")))
+    remedy = _named(action(actions, "remedy", "say what you are ready to do about it", _said("remedy")))
     remedy.add_argument("text", metavar="TEXT")
-    remedy.add_argument("--by", dest="due_s", type=_span, metavar="TIME", help="until when: 30m, 12h, 3d")
-    report = _action(actions, "report", "say that you have done what you were ready to do", _said("report"))
-    release = _action(actions, "release", "ask no more for what the other side was ready to do", _said("release"))
+    remedy.add_argument("--by", dest="due_s", type=span(3_660), metavar="TIME", help="until when: 30m, 12h, 3d")
+    report = action(actions, "report", "say that you have done what you were ready to do", _said("report"))
+    release = action(actions, "release", "ask no more for what the other side was ready to do", _said("release"))
     for parser in (report, release):
         parser.add_argument("commitment", metavar="COMMITMENT", help="its letters; mesh dispute show has them")
         _text(parser)
-    mediator = _named(_action(actions, "mediator", "name somebody who may mediate; both sides must", _said("mediator")))
+    mediator = _named(action(actions, "mediator", "name somebody who may mediate; both sides must", _said("mediator")))
     mediator.add_argument("mesh", metavar="PEER", help="a peer's name, a mesh's id, or the key of one that was named")
     mediator.add_argument("--no", dest="consent", action="store_false", help="have them mediate no longer")
     _text(mediator)
-    _named(_action(actions, "mediate", "agree to mediate in a dispute of others, and hear it", _mediate))
+    _named(action(actions, "mediate", "agree to mediate in a dispute of others, and hear it", _mediate))
 
 
 def _ending(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to itself
-    settle = _named(_action(actions, "settle", "it is over for you; it is settled when both say so", _said("settle")))
-    withdraw = _named(_action(actions, "withdraw", "drop what you raised", _said("withdraw")))
+    settle = _named(action(actions, "settle", "it is over for you; it is settled when both say so", _said("settle")))
+    withdraw = _named(action(actions, "withdraw", "drop what you raised", _said("withdraw")))
     for parser in (settle, withdraw):
         _text(parser)
-
-
-def _action(actions: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse's own
-    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    add_home(parser)
-    add_json(parser)
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _named(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -89,22 +79,6 @@ def _text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", metavar="TEXT", nargs="?", default="")
 
 
-def _span(text: str) -> int:
-    match = _SPAN.fullmatch(text)
-    seconds = int(match[1]) * UNITS[match[2]] if match else 0
-    if not 0 < seconds <= MAX_DUE_S:
-        raise argparse.ArgumentTypeError("must be a time of at most ten years, such as 30m, 12h or 3d")
-    return seconds
-
-
-async def _ask(home: "Home", operation: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Have the running node do something. Raises NodeError, NotRunning."""
-    from nodes.commands.assembly import connect
-
-    async with connect(home) as client:
-        return await client.request(f"dispute_{operation}", given)
-
-
 async def _raise(options: argparse.Namespace) -> None:
     from mesh.words import plain
     from nodes.errors import ConfigError
@@ -114,7 +88,7 @@ async def _raise(options: argparse.Namespace) -> None:
         if not re.fullmatch("[0-9a-fA-F]{32}", act, re.ASCII):
             raise ConfigError([f"--about: {act[:40]!a} is no id of an act: give its 32 hex digits"])
     given = {"peer": options.peer, "text": options.text, "about": options.about, "wish": options.wish}
-    told = await _ask(home_of(options), "raise", given)
+    told = await ask(home_of(options), "dispute_raise", given)
     if options.json:
         print_json(told)
     else:
@@ -135,7 +109,7 @@ def _said(operation: str) -> Any:  # noqa: ANN401 - a command
 
         names = ("dispute", "commitment", "text", "due_s", "mesh", "consent")
         given = {name: getattr(options, name) for name in names if hasattr(options, name)}
-        told = await _ask(home_of(options), operation, given)
+        told = await ask(home_of(options), f"dispute_{operation}", given)
         if options.json:
             print_json(told)
         else:
@@ -148,7 +122,7 @@ def _said(operation: str) -> Any:  # noqa: ANN401 - a command
 async def _mediate(options: argparse.Namespace) -> None:
     from nodes.layout import lines
 
-    told = await _ask(home_of(options), "mediate", {"dispute": options.dispute})
+    told = await ask(home_of(options), "dispute_mediate", {"dispute": options.dispute})
     if options.json:
         print_json(told)
     else:
@@ -159,7 +133,7 @@ async def _list(options: argparse.Namespace) -> None:
     from mesh.words import plain
     from nodes.layout import lines, table
 
-    told = await _ask(home_of(options), "list", {})
+    told = await ask(home_of(options), "dispute_list", {})
     if options.json:
         print_json(told)
         return
@@ -196,7 +170,7 @@ def _line(told: dict[str, Any]) -> str:
 async def _show(options: argparse.Namespace) -> None:
     from nodes.layout import lines
 
-    told = await _ask(home_of(options), "show", {"dispute": options.dispute})
+    told = await ask(home_of(options), "dispute_show", {"dispute": options.dispute})
     if options.json:
         print_json(told)
     else:

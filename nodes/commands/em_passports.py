@@ -1,12 +1,12 @@
 """`mesh em show|fork|lend|take|return`: where ems come from, and how they go from one person to another."""
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nodes.commands.common import add_home, add_json, home_of, print_json
+from nodes.commands.asking import action, span
+from nodes.commands.common import home_of, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,43 +20,28 @@ if TYPE_CHECKING:
 DECLINED: Final = 1
 HANG: Final = 10  # columns before what is told
 ENDING: Final = ".em"  # of files with an em in them
-_UNITS_MS: Final = {"h": 3_600_000, "d": 86_400_000}
-_SPAN: Final = re.compile(r"([1-9]\d{0,3})([hd])", re.ASCII)
 
 
 def add(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to itself
     """Add the actions to `mesh em`."""
-    show = _action(actions, "show", "one em: its settings, where it comes from, until when it is lent", _show)
+    show = action(actions, "show", "one em: its settings, where it comes from, until when it is lent", _show)
     show.add_argument("name", metavar="NAME")
-    fork = _action(actions, "fork", "make a second em out of one of yours, with its lineage", _fork)
+    fork = action(actions, "fork", "make a second em out of one of yours, with its lineage", _fork)
     fork.add_argument("name", metavar="NAME")
     fork.add_argument("new", metavar="NEW", help="what to call the new one")
-    lend = _action(actions, "lend", "write an em into a file for somebody else", _lend)
+    lend = action(actions, "lend", "write an em into a file for somebody else", _lend)
     lend.add_argument("name", metavar="NAME")
     lend.add_argument("to", metavar="PEER|FILE", help="a peer, who alone can take it then; or the file, for anybody")
-    lend.add_argument("--until", type=_span, metavar="TIME", help="12h, 30d: when it is to come back (default: never)")
-    take = _action(actions, "take", "take an em that somebody lent or gave back, if you say yes", _take)
+    lend.add_argument(
+        "--until", type=span(3_660), metavar="TIME", help="12h, 30d: when it is to come back (default: never)"
+    )
+    take = action(actions, "take", "take an em that somebody lent or gave back, if you say yes", _take)
     take.add_argument("file", type=Path, metavar="FILE")
     take.add_argument("--as", dest="name", metavar="NAME", help="what to call it here (default: as there)")
     take.add_argument("--yes", action="store_true", help="ask nothing: for scripts")
-    back = _action(actions, "return", "give a lent em back: write what it became, and move its folder aside", _return)
+    back = action(actions, "return", "give a lent em back: write what it became, and move its folder aside", _return)
     back.add_argument("name", metavar="NAME")
     back.add_argument("file", nargs="?", type=Path, metavar="FILE", help="(default: NAME.em, here)")
-
-
-def _action(actions: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse's own
-    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    add_home(parser)
-    add_json(parser)
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _span(text: str) -> int:
-    match = _SPAN.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError("must be a time such as 12h or 30d")
-    return int(match[1]) * _UNITS_MS[match[2]]
 
 
 def origin(home: "Home", em: "Em") -> dict[str, Any]:
@@ -209,7 +194,7 @@ def _lend(options: argparse.Namespace) -> None:
     there = known_here(home)
     peer = _peer(options.to, there)
     target = Path(f"{options.name}{ENDING}" if peer else options.to)
-    until = None if options.until is None else now_ms() + options.until
+    until = None if options.until is None else now_ms() + 1_000 * options.until
     given = lend(home, options.name, Terms(peer, until), target, now_ms)
     if options.json:
         print_json({"file": str(target), **_told(given)})

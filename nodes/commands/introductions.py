@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, Final
 
+from nodes.commands.asking import ask
 from nodes.commands.common import home_of, print_json
 
 _NOBODY: Final = "Nobody is told whether you did."
@@ -31,10 +32,7 @@ def actions(action: Action, basin: Callable[[str], tuple[str, str]], trusts: tup
 
 async def _asked(options: argparse.Namespace, operation: str, given: dict[str, Any]) -> dict[str, Any] | None:
     """Ask the node; None when the answer was printed as JSON."""
-    from nodes.commands.assembly import connect
-
-    async with connect(home_of(options)) as client:
-        told = await client.request(operation, given)
+    told = await ask(home_of(options), operation, given)
     if not options.json:
         return told
     print_json(told)

@@ -103,7 +103,8 @@ def _rotate(options: argparse.Namespace) -> None:
         [
             f"The node is now {fingerprint(node)} ({node}), until {when(until)}.",
             "Its old key was lost." if old is None else f"Its old key {fingerprint(old)} {what}.",
-        ]
+        ],
+        0,
     )
 
 
@@ -124,7 +125,8 @@ def _revoke(options: argparse.Namespace) -> None:
         [
             f"The node {fingerprint(options.node)} is revoked, by list {after.serial} of this mesh.",
             "Nothing that it signed is believed any more. Your peers hear of it when your node next connects: mesh up",
-        ]
+        ],
+        0,
     )
 
 
@@ -141,7 +143,8 @@ def _backup(options: argparse.Namespace) -> None:
             f"{options.file} holds the mesh key and {len(backup.peers):,} peers.",
             "Whoever has this file can speak as you. Keep it where nobody else can read it, and not on this machine.",
             f"After a loss:  mesh init DIR --recover {options.file.name}",
-        ]
+        ],
+        0,
     )
 
 

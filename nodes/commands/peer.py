@@ -6,23 +6,27 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from nodes.commands.common import add_home, add_json, home_of, print_json
+from nodes.commands.asking import DAY_S, action, ask, span
+from nodes.commands.common import home_of, print_json
 from nodes.commands.introductions import actions as introductions
 from nodes.commands.recall import actions as memory
 from nodes.commands.who import introduced
 
 if TYPE_CHECKING:
-    from nodes.home import Home
+    pass
 
 TRUSTS: Final = ("close", "known", "guest", "silent")  # protocol.statement.Trust, which help does without
-UNITS: Final = {"m": 60, "h": 3_600, "d": 86_400}
-MAX_EXPIRY_S: Final = 366 * 86_400
 DECLINED: Final = 1
 HANG: Final = 9  # columns before what `show` tells
-_SPAN: Final = re.compile(r"([1-9]\d{0,5})([mhd])", re.ASCII)
+LIST_HANG: Final = 4  # and before what does not fit on a line of `list`
 _BASIN: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,63})(?::(read|write))?", re.ASCII)
 _QUOTA: Final = {"acts_a_minute": "acts a minute", "chains_a_day": "chains a day", "tokens_a_day": "tokens a day"}
 _WISHES: Final = "An em changes nothing: you do, with mesh peer, or take it off the list with: mesh peer dismiss ID"
+_NEXT: Final = {
+    "share": ["They hear it once they take it: mesh peer take YOU BASIN"],
+    "take": ["You hear it once they share it: mesh peer share YOU BASIN"],
+    "leave": ["Only a new invitation begins again."],
+}
 _TRUST: Final = "what they see and may use: close, known, guest (what is said from now on), silent (not listened to)"
 
 
@@ -35,18 +39,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _meeting(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to itself
-    invite = _action(actions, "invite", "make a code by which one other mesh may link with this one", _invite)
+    invite = action(actions, "invite", "make a code by which one other mesh may link with this one", _invite)
     invite.add_argument(
         "--give", type=_basin, action="append", default=[], metavar="BASIN[:write]", help="they read it"
     )
     invite.add_argument("--take", type=_basin, action="append", default=[], metavar="BASIN[:write]", help="you read it")
-    invite.add_argument("--expires", type=_span, default=_span("7d"), metavar="TIME", help="30m, 12h, 7d (the default)")
+    invite.add_argument(
+        "--expires", type=span(366), default=7 * DAY_S, metavar="TIME", help="30m, 12h, 7d (the default)"
+    )
     invite.add_argument("--trust", choices=TRUSTS, default="guest", help=f"{_TRUST} (default: guest)")
     invite.add_argument(
         "--as", dest="name", metavar="NAME", help="what you call them (default: what they call themselves)"
     )
     invite.add_argument("--room", metavar="ROOM", help="a Matrix room where they are waited for as well")
-    accept = _action(actions, "accept", "read an invitation, and link if you say yes", _accept)
+    accept = action(actions, "accept", "read an invitation, and link if you say yes", _accept)
     accept.add_argument("code", metavar="CODE", nargs="+", help="the code or link that you were given")
     accept.add_argument("--trust", choices=TRUSTS, default="guest", help=f"{_TRUST} (default: guest)")
     accept.add_argument(
@@ -54,52 +60,44 @@ def _meeting(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to
     )
     accept.add_argument("--room", metavar="ROOM", help="the Matrix room where they wait, if they have told you one")
     accept.add_argument("--yes", action="store_true", help="ask nothing: for scripts")
-    _action(actions, "list", "who this mesh is linked with", _list)
-    address = _of(_action(actions, "address", "say where a peer is dialled, when it has moved", _address))
+    action(actions, "list", "who this mesh is linked with", _list)
+    address = _of(action(actions, "address", "say where a peer is dialled, when it has moved", _address))
     address.add_argument("addresses", metavar="HOST:PORT", nargs="*", help="its new addresses (none: it dials you)")
-    rename = _of(_action(actions, "rename", "call a peer something else", _rename))
+    rename = _of(action(actions, "rename", "call a peer something else", _rename))
     rename.add_argument("name", metavar="NAME", help="the new name, for you alone")
-    room = _of(_action(actions, "room", "meet a peer in a Matrix room when there is no better way", _room))
+    room = _of(action(actions, "room", "meet a peer in a Matrix room when there is no better way", _room))
     room.add_argument("room", metavar="ROOM", nargs="?", help="its id or alias; both of you say it; none: in no room")
-    _action(actions, "wishes", "changes that your ems ask for; only you can make them", _wishes)
-    dismiss = _action(actions, "dismiss", "take an em's wish off the list", _dismiss)
+    action(actions, "wishes", "changes that your ems ask for; only you can make them", _wishes)
+    dismiss = action(actions, "dismiss", "take an em's wish off the list", _dismiss)
     dismiss.add_argument("wish", metavar="ID", help="the beginning of its id; see: mesh peer wishes")
-    introductions(partial(_action, actions), _basin, TRUSTS)
-    memory(partial(_action, actions))
-    _of(_action(actions, "show", "all about one peer: what is shared, what it used today, what was refused", _show))
+    introductions(partial(action, actions), _basin, TRUSTS)
+    memory(partial(action, actions))
+    _of(action(actions, "show", "all about one peer: what is shared, what it used today, what was refused", _show))
 
 
 def _sharing(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to itself
-    share = _of(_action(actions, "share", "let a peer read a basin; it comes to those who take it", _change("share")))
-    take = _of(_action(actions, "take", "hear a basin that a peer shares", _change("take")))
+    share = _of(action(actions, "share", "let a peer read a basin; it comes to those who take it", _change("share")))
+    take = _of(action(actions, "take", "hear a basin that a peer shares", _change("take")))
     for parser, what in (
         (share, "they may speak there as well"),
         (take, "what is said here in it goes to them as well"),
     ):
         parser.add_argument("basin", metavar="BASIN")
         parser.add_argument("--write", action="store_true", help=what)
-    unshare = _of(_action(actions, "unshare", "neither share nor take a basin any more", _change("unshare")))
+    unshare = _of(action(actions, "unshare", "neither share nor take a basin any more", _change("unshare")))
     unshare.add_argument("basin", metavar="BASIN")
 
 
 def _terms(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to itself
-    _of(_action(actions, "pause", "let nothing flow for now", _change("pause")))
-    _of(_action(actions, "resume", "let it flow again, also what was said meanwhile", _change("resume")))
-    _of(_action(actions, "leave", "end the link, for good and at once", _change("leave")))
-    trust = _of(_action(actions, "trust", "say how far you trust a peer", _change("trust")))
+    _of(action(actions, "pause", "let nothing flow for now", _change("pause")))
+    _of(action(actions, "resume", "let it flow again, also what was said meanwhile", _change("resume")))
+    _of(action(actions, "leave", "end the link, for good and at once", _change("leave")))
+    trust = _of(action(actions, "trust", "say how far you trust a peer", _change("trust")))
     trust.add_argument("trust", choices=TRUSTS, help=_TRUST)
-    quota = _of(_action(actions, "quota", "say what a peer may use of this node", _change("quota")))
+    quota = _of(action(actions, "quota", "say what a peer may use of this node", _change("quota")))
     quota.add_argument("--acts", type=_number, metavar="N", help="acts a minute; more of them wait")
     quota.add_argument("--chains", type=_number, metavar="N", help="talks a day that they begin and your ems answer")
     quota.add_argument("--tokens", type=_number, metavar="N", help="model tokens a day that these may cost you")
-
-
-def _action(actions: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse's own
-    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    add_home(parser)
-    add_json(parser)
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _of(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -114,26 +112,10 @@ def _basin(text: str) -> tuple[str, str]:
     return match[1], match[2] or "read"
 
 
-def _span(text: str) -> int:
-    match = _SPAN.fullmatch(text)
-    seconds = int(match[1]) * UNITS[match[2]] if match else 0
-    if not 0 < seconds <= MAX_EXPIRY_S:
-        raise argparse.ArgumentTypeError("must be a time of at most 366 days, such as 30m, 12h or 7d")
-    return seconds
-
-
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text[:20]) > 2**53 - 1:
         raise argparse.ArgumentTypeError("must be a whole number from 0 on")
     return int(text)
-
-
-async def _ask(home: "Home", operation: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Have the running node do something. Raises NodeError, NotRunning."""
-    from nodes.commands.assembly import connect
-
-    async with connect(home) as client:
-        return await client.request(f"peer_{operation}", given)
 
 
 async def _invite(options: argparse.Namespace) -> None:
@@ -148,7 +130,7 @@ async def _invite(options: argparse.Namespace) -> None:
         "name": options.name,
         "room": options.room,
     }
-    told = await _ask(home_of(options), "invite", given)
+    told = await ask(home_of(options), "peer_invite", given)
     if options.json:
         print_json(told)
         return
@@ -185,7 +167,7 @@ async def _accept(options: argparse.Namespace) -> int:
     from nodes.layout import lines, when
 
     home, code = home_of(options), " ".join(options.code)
-    offer = await _ask(home, "look", {"code": code, "room": options.room})
+    offer = await ask(home, "peer_look", {"code": code, "room": options.room})
     if not options.json:
         lines(
             [
@@ -207,7 +189,7 @@ async def _accept(options: argparse.Namespace) -> int:
             lines(["Nothing was agreed on; the invitation can still be used."])
             return DECLINED
     given = {"code": code, "offer": offer["offer"], "trust": options.trust, "name": options.name, "room": options.room}
-    told = await _ask(home, "accept", given)
+    told = await ask(home, "peer_accept", given)
     if options.json:
         print_json(told)
     elif told["state"] == "linked":
@@ -226,8 +208,8 @@ def _shares(who: str, basins: dict[str, str], also: str) -> list[str]:
 async def _list(options: argparse.Namespace) -> None:
     from nodes.layout import lines, table
 
-    told = await _ask(home_of(options), "list", {})
-    told |= await _ask(home_of(options), "introduced", {})
+    told = await ask(home_of(options), "peer_list", {})
+    told |= await ask(home_of(options), "peer_introduced", {})
     if options.json:
         print_json(told)
         return
@@ -246,26 +228,26 @@ async def _list(options: argparse.Namespace) -> None:
         ]
         for one in told["peers"]
     ]
-    lines(table(["PEER", "KEY", "STATE", "TRUST", "HERE NOW", "BASINS"], rows))
-    lines(introduced(told["introduced"]))
+    lines(table(["PEER", "KEY", "STATE", "TRUST", "HERE NOW", "BASINS"], rows), LIST_HANG)
+    lines(introduced(told["introduced"]), 0)
 
 
 async def _show(options: argparse.Namespace) -> None:
     from mesh.words import plain
     from nodes.layout import lines, when
 
-    told = await _ask(home_of(options), "show", {"peer": options.peer})
+    told = await ask(home_of(options), "peer_show", {"peer": options.peer})
     if options.json:
         print_json(told)
         return
     today, quota = told["today"], told["quota"]
     paused = " and ".join(
-        where for where, is_so in (("you", told["paused"]["here"]), ("they", told["paused"]["there"])) if is_so
+        who for who, is_so in (("you", told["paused"]["here"]), ("them", told["paused"]["there"])) if is_so
     )
     refused = ", ".join(f"{reason} {times}" for reason, times in told["refused"].items()) or "nothing"
     used = _used(today)
     room = plain(f", or in {told['room']}") if told["room"] else ""
-    state = f"{told['state']}{f', paused by {paused}' if paused else ''}"
+    state = f"{told['state']}{f' by {paused}' if told['state'] == 'paused' else ''}"
     lines(
         [
             f"{told['name']}  {told['fingerprint']}  {told['mesh']}",
@@ -303,7 +285,7 @@ async def _address(options: argparse.Namespace) -> None:
     from mesh.words import plain
     from nodes.layout import lines
 
-    told = await _ask(home_of(options), "address", {"peer": options.peer, "addresses": options.addresses})
+    told = await ask(home_of(options), "peer_address", {"peer": options.peer, "addresses": options.addresses})
     if options.json:
         print_json(told)
     else:
@@ -314,7 +296,7 @@ async def _rename(options: argparse.Namespace) -> None:
     from mesh.words import plain
     from nodes.layout import lines
 
-    told = await _ask(home_of(options), "rename", {"peer": options.peer, "name": options.name})
+    told = await ask(home_of(options), "peer_rename", {"peer": options.peer, "name": options.name})
     if options.json:
         print_json(told)
     else:
@@ -325,7 +307,7 @@ async def _room(options: argparse.Namespace) -> None:
     from mesh.words import plain
     from nodes.layout import lines
 
-    told = await _ask(home_of(options), "room", {"peer": options.peer, "room": options.room})
+    told = await ask(home_of(options), "peer_room", {"peer": options.peer, "room": options.room})
     if options.json:
         print_json(told)
     elif told["room"]:
@@ -337,7 +319,7 @@ async def _room(options: argparse.Namespace) -> None:
 async def _wishes(options: argparse.Namespace) -> None:
     from nodes.layout import lines, table, when
 
-    told = await _ask(home_of(options), "wishes", {})
+    told = await ask(home_of(options), "peer_wishes", {})
     if options.json:
         print_json(told)
     elif not told["wishes"]:
@@ -350,7 +332,7 @@ async def _wishes(options: argparse.Namespace) -> None:
 async def _dismiss(options: argparse.Namespace) -> None:
     from nodes.layout import lines
 
-    told = await _ask(home_of(options), "dismiss", {"wish": options.wish})
+    told = await ask(home_of(options), "peer_dismiss", {"wish": options.wish})
     if options.json:
         print_json(told)
     else:
@@ -370,15 +352,18 @@ def _change(operation: str) -> Any:  # noqa: ANN401 - a command
 
     async def run(options: argparse.Namespace) -> None:
         from mesh.words import plain
+        from nodes.errors import ConfigError
         from nodes.layout import lines
 
         names = ("peer", "basin", "write", "trust", "acts", "chains", "tokens")
         given = {name: getattr(options, name) for name in names if hasattr(options, name)}
-        told = await _ask(home_of(options), operation, given)
+        if operation == "quota" and given["acts"] is given["chains"] is given["tokens"] is None:
+            raise ConfigError(["say what changes: --acts N, --chains N or --tokens N; mesh peer show has the rest"])
+        told = await ask(home_of(options), f"peer_{operation}", given)
         if options.json:
             print_json(told)
         else:
             basins = ", ".join(told["basins"]) or "no basins"
-            lines([plain(f"{told['name']}: {told['state']}, {told['trust']}, {basins}.")])
+            lines([plain(f"{told['name']}: {told['state']}, {told['trust']}, {basins}."), *_NEXT.get(operation, [])], 0)
 
     return run

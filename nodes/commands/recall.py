@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from nodes.commands.asking import ask
 from nodes.commands.common import add_home, add_json, home_of, print_json
 
 Action = Callable[[str, str, Any], argparse.ArgumentParser]
@@ -43,7 +44,7 @@ def _change(operation: str) -> Any:  # noqa: ANN401 - a command
         from mesh.words import plain
         from nodes.layout import lines
 
-        told = await _asked(options, f"recall_{operation}", {"peer": options.peer, "basins": options.basins})
+        told = await ask(home_of(options), f"recall_{operation}", {"peer": options.peer, "basins": options.basins})
         if options.json:
             print_json(told)
         else:
@@ -52,24 +53,17 @@ def _change(operation: str) -> Any:  # noqa: ANN401 - a command
     return run
 
 
-async def _asked(options: argparse.Namespace, operation: str, given: dict[str, Any]) -> dict[str, Any]:
-    from nodes.commands.assembly import connect
-
-    async with connect(home_of(options)) as client:
-        return await client.request(operation, given)
-
-
 async def _run(options: argparse.Namespace) -> None:
     from nodes.errors import ConfigError
     from nodes.layout import lines
 
     if options.receipts:
-        told = await _asked(options, "recall_receipts", {})
+        told = await ask(home_of(options), "recall_receipts", {})
     elif options.peer is None or options.question is None:
         raise ConfigError(['say whom you ask, and what: mesh recall PEER "QUESTION"; or --receipts'])
     else:
         given = {"peer": options.peer, "question": options.question, "basin": options.basin}
-        told = await _asked(options, "recall", given)
+        told = await ask(home_of(options), "recall", given)
     if options.json:
         print_json(told)
     elif options.receipts:

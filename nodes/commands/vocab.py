@@ -3,12 +3,12 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from nodes.commands.common import add_home, add_json, home_of, print_json
+from nodes.commands.asking import action, ask
+from nodes.commands.common import home_of, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from nodes.home import Home
 
 HANG = 12  # columns before what does not fit on a line of `show`
 SHORT = 15  # characters of a digest: enough to name a reading
@@ -18,51 +18,35 @@ LONG = 60  # characters of a definition in a list
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _action(actions, "list", "all words that were put forward here, and who uses them", _list)
-    show = _action(actions, "show", "one word: its readings, who uses which, and who reads it otherwise", _show)
+    action(actions, "list", "all words that were put forward here, and who uses them", _list)
+    show = action(actions, "show", "one word: its readings, who uses which, and who reads it otherwise", _show)
     show.add_argument("word", metavar="NAME")
-    propose = _action(actions, "propose", "put a word forward; each mesh adopts it or not", _propose)
+    propose = action(actions, "propose", "put a word forward; each mesh adopts it or not", _propose)
     propose.add_argument("name", metavar="NAME")
     propose.add_argument("definition", metavar="DEFINITION", help="what it means, in one sentence")
     propose.add_argument("--act", action="store_true", help="it names a kind of act, such as lumen")
     propose.add_argument("--example", default="", metavar="TEXT", help="how it is used")
     propose.add_argument("--obliges", default="", metavar="TEXT", help="what the listener may then expect")
     propose.add_argument("--basin", default="words", metavar="BASIN", help="where to say so (default: words)")
-    adopt = _action(actions, "adopt", "use a word, in this reading", _say("adopt"))
-    contest = _action(
+    adopt = action(actions, "adopt", "use a word, in this reading", _say("adopt"))
+    contest = action(
         actions, "contest", "read a word otherwise: both readings stand, and you use yours", _say("contest")
     )
-    retire = _action(actions, "retire", "use a word no more", _say("retire"))
+    retire = action(actions, "retire", "use a word no more", _say("retire"))
     for parser_of in (adopt, contest, retire):
         parser_of.add_argument("word", metavar="NAME", help="the word, or the digest of one of its readings")
         parser_of.add_argument(
             "--basin", default=None, metavar="BASIN", help="where to say so (default: where it was put forward)"
         )
     contest.add_argument("definition", metavar="DEFINITION", help="what it means to you")
-    diff = _action(actions, "diff", "which words only you use, only a peer uses, and both", _diff)
+    diff = action(actions, "diff", "which words only you use, only a peer uses, and both", _diff)
     diff.add_argument("peer", metavar="PEER", help="its name here; see: mesh peer list")
-
-
-def _action(actions: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse's own
-    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    add_home(parser)
-    add_json(parser)
-    parser.set_defaults(run=run)
-    return parser
-
-
-async def _ask(home: "Home", operation: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Have the running node do something. Raises NodeError, NotRunning."""
-    from nodes.commands.assembly import connect
-
-    async with connect(home) as client:
-        return await client.request(f"vocab_{operation}", given)
 
 
 async def _list(options: argparse.Namespace) -> None:
     from nodes.layout import lines, table
 
-    told = await _ask(home_of(options), "list", {})
+    told = await ask(home_of(options), "vocab_list", {})
     if options.json:
         print_json(told)
     elif not told["readings"]:
@@ -79,7 +63,7 @@ async def _show(options: argparse.Namespace) -> None:
     from mesh.words import plain
     from nodes.layout import lines
 
-    told = await _ask(home_of(options), "show", {"word": options.word})
+    told = await ask(home_of(options), "vocab_show", {"word": options.word})
     if options.json:
         print_json(told)
         return
@@ -119,7 +103,7 @@ def _more(one: dict[str, Any]) -> list[str]:
 
 async def _propose(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in ("name", "definition", "example", "obliges", "basin")}
-    told = await _ask(home_of(options), "propose", given | {"kind": "act" if options.act else "word"})
+    told = await ask(home_of(options), "vocab_propose", given | {"kind": "act" if options.act else "word"})
     _said(
         options, told, f"{told['name']} is put forward in {told['basin']}. To use it: mesh vocab adopt {told['name']}"
     )
@@ -136,7 +120,7 @@ def _say(operation: str) -> Any:  # noqa: ANN401 - a command
     async def run(options: argparse.Namespace) -> None:
         names = ("word", "definition", "basin")
         given = {name: getattr(options, name) for name in names if hasattr(options, name)}
-        told = await _ask(home_of(options), operation, given)
+        told = await ask(home_of(options), f"vocab_{operation}", given)
         text = done[operation].format(**told)
         _said(options, told, f"{text[0].upper()}{text[1:]}")
 
@@ -157,7 +141,7 @@ async def _diff(options: argparse.Namespace) -> None:
     from mesh.words import plain
     from nodes.layout import lines, table
 
-    told = await _ask(home_of(options), "diff", {"peer": options.peer})
+    told = await ask(home_of(options), "vocab_diff", {"peer": options.peer})
     if options.json:
         print_json(told)
         return

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.entries import Entry
-from nodes.backup import read_backup
+from nodes.backup import read_backup, write_backup
 from nodes.cli import main
 from nodes.errors import NodeError
 from nodes.home import Home, create_home, open_home
@@ -57,6 +57,22 @@ def test_a_mesh_begins_again_with_its_key_and_another_node(
     assert again.revocation() == home.revocation()
     assert len(again.trust().nodes(again.mesh_id())) == 3
     assert "holds other things" in run(capsys, "init", tmp_path / "again", "--recover", file, code=3)
+
+
+def test_a_backup_is_not_written_into_what_somebody_else_has_put_there(home: Home, tmp_path: Path) -> None:
+    """In a folder that many share, a file or a link of the name under which it is begun would give away the key."""
+    theirs = tmp_path / "theirs"
+    theirs.write_text("", "utf-8")
+    theirs.chmod(0o666)
+    (tmp_path / "mesh.backup.part").symlink_to(theirs)
+    (tmp_path / "other.backup.part").write_text("", "utf-8")
+    (tmp_path / "other.backup.part").chmod(0o666)
+    with (tmp_path / "other.backup.part").open("rb") as held:
+        for name in ("mesh.backup", "other.backup"):
+            write_backup(home, None, tmp_path / name)
+            assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+            assert not (tmp_path / name).is_symlink()
+        assert held.read() == theirs.read_bytes() == b""
 
 
 def test_a_node_is_revoked_once_and_only_another(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,6 +124,10 @@ def test_an_em_for_one_is_not_for_another_and_a_loan_ends(homes: tuple[Home, Hom
     back = stamp(bob, now_ms, Said("teapot", contents(made), "return"))
     write(tmp_path / "never.em", {PASSPORT: write_lineage([back]), **contents(made)})
     assert "was not lent by this mesh" in em(ada, "take", "never.em", "--yes", code=1)
+    (lent,) = lineage(bob.ems / "pot")
+    back = stamp(cyd, now_ms, Said("teapot", contents(made), "return", [lent]))
+    write(tmp_path / "found.em", {PASSPORT: write_lineage([back, lent]), **contents(made)})
+    assert "was not lent to the mesh" in em(ada, "take", "found.em", "--yes", code=1)
 
 
 def test_secrets_are_not_lent(homes: tuple[Home, Home], em: Told) -> None:
@@ -175,6 +180,21 @@ def unchecked(self: Any, entry: File, source: io.BytesIO) -> None:
     self._put({"path": entry.path, "mode": entry.mode, "size": entry.size})
     if entry.size:
         self._put(source.read())
+
+
+def test_an_em_in_crumbs_or_in_a_pipe_is_not_taken(homes: tuple[Home, Home], em: Told, tmp_path: Path) -> None:
+    """Chunks of a byte each would take many times the memory of the file; a pipe would be waited at for ever."""
+    ada, bob = homes
+    em(ada, "lend", "ruri", "whole.em")
+    with Path("crumbs.em").open("wb") as file:
+        writer = Writer(file, Header("ruri", 1, EM_FORMAT))
+        writer._put({"path": "chat.txt", "mode": 0o644, "size": 2})
+        for crumb in (b"a", b"b"):
+            writer._put(crumb)
+        writer.close()
+    assert "damaged" in em(bob, "take", "crumbs.em", "--yes", code=1)
+    os.mkfifo(tmp_path / "pipe.em")
+    assert "is no file" in em(bob, "take", "pipe.em", "--yes", code=1)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 100, b"PK\x03\x04"])

@@ -79,6 +79,26 @@ async def test_a_card_counts_when_it_is_the_peers_own_and_the_newest(tmp_path: P
         assert (seen["here"], seen["ems"], seen["seen_ms"] > 0) == (False, [], True)
 
 
+async def test_a_peer_does_not_have_us_dial_what_only_we_can_reach(tmp_path: Path) -> None:
+    """Neither by its card nor by an introduction, once we know it, and are known, elsewhere than on this machine."""
+    async with owners(tmp_path, "ada", "bob") as (ada, bob), ada.up():
+        async with bob.up():
+            await link(ada, bob)
+        await until(lambda: not ada.peers.links.sessions)
+        links = ada.config.links.model_copy(update={"addresses": ("mesh.example.org:443",)})
+        ada.node.config = ada.config.model_copy(update={"links": links})
+        known = ada.peers.peers[bob.mesh]
+        known.addresses = ("192.168.1.5:7417",)
+        mixed = ("127.0.0.1:4222", "169.254.169.254:80", "192.168.1.6:7417", "wss://bob.example.org:7417")
+        ada.presence.told(bob.mesh, card(bob, ada, made_ms=bob.now() + 1, addresses=mixed))
+        assert known.addresses == mixed[2:]
+        ada.presence.told(bob.mesh, card(bob, ada, made_ms=bob.now() + 2, addresses=mixed[:2]))
+        assert known.addresses == mixed[2:]
+        ada.introductions.told(bob.mesh, introduction(bob, ada, "c", addresses=mixed))
+        await ada.find("peer_meet", name="cara")
+        assert ada.peers.find("cara").addresses == mixed[2:]
+
+
 async def test_a_card_is_said_again_before_it_expires(tmp_path: Path) -> None:
     async with owners(tmp_path, "ada", "bob") as (ada, bob), ada.up(), bob.up():
         await link(ada, bob)

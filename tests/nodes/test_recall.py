@@ -10,6 +10,7 @@ from owners import Owner, link, owners, until
 
 from mesh.links.messages import BadMessage
 from nodes.errors import NodeError
+from nodes.recalls import recalls
 from nodes.recalls.recalls import A_MINUTE, MAX_QUESTION, Ask, Cite, Done, _Asked
 from nodes.recalls.search import search
 from nodes.recalls.tables import KEPT, Recall, Tables
@@ -211,6 +212,23 @@ async def test_an_answer_that_does_not_hold_is_not_shown(tmp_path: Path) -> None
         assert not good.asked.ended.is_set()
         good.done([identity])
         assert (good.asked.problem, list(good.asked.acts)) == (None, [identity])
+
+
+async def test_a_slip_with_a_question_does_not_end_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with owners(tmp_path, "ada", "bob") as (ada, bob), ada.up(), bob.up():
+        await link(ada, bob)
+        await bob.say("the tea is green")
+        await settle(bob, 1)
+        await bob.find("recall_grant", peer="ada", basins=["tea"])
+
+        def slips(*_: object) -> None:
+            raise TypeError("nobody thought of that")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(recalls, "search", slips)
+            bob.recalls.told(ada.mesh, msgspec.msgpack.encode(Ask(1, "tea?")))
+            await until(lambda: not bob.recalls._tasks)
+        assert [one["text"] for one in await recall(ada, "bob", "tea")] == ["the tea is green"]
 
 
 async def test_one_peer_has_one_place_in_the_line(tmp_path: Path) -> None:
