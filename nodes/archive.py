@@ -1,7 +1,7 @@
 """The archive format: one stream of MessagePack values, written and read piece by piece. The home of `msgpack`.
 
     {"format": "ampmesh-home", "version": 1, "name": text, "created_ms": Unix milliseconds}
-    {"path": text, "mode": int, "size": int}, then `size` bytes in chunks of MAX_CHUNK bytes, the last one of what is left, for every file
+    {"path": text, "mode": int, "size": int}, then `size` bytes in chunks of 1 to MAX_CHUNK bytes, for every file
     {"blake2b-256": 32 bytes} over everything before it
 
 An archive is never believed: the digest is checked before a value is read, and every value has a bound.
@@ -138,9 +138,9 @@ class Reader:
     def _content(self, size: int) -> Iterator[bytes]:
         while size:
             chunk = self._next(bytes)
-            if len(chunk) != min(size, MAX_CHUNK):  # crumbs would take twenty times the memory
-                raise damaged()
             size -= len(chunk)
+            if size < 0 or not chunk:
+                raise damaged()
             yield chunk
 
     def _next(self, kind: type) -> Any:  # noqa: ANN401 - of `kind`, which was checked

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mesh.clock import Clock
-from nodes.archive import EM_FORMAT, File, Header, Reader, Writer
+from nodes.archive import EM_FORMAT, MAX_CHUNK, File, Header, Reader, Writer, damaged
 from nodes.disk import told
 from nodes.em import EM_NAME, Em, EmSettings, load_em
 from nodes.errors import NodeError
@@ -154,7 +154,16 @@ def _bounded(reader: Reader) -> Iterator[tuple[File, bytes]]:
         if entry.path in names or not (entry.path == PASSPORT or EM_FILE.fullmatch(entry.path)):
             raise NodeError(f"the archive holds {entry.path[:80]!a}, which is no part of an em; it was not taken")
         names.add(entry.path)
-        yield entry, b"".join(content)
+        yield entry, b"".join(_unbroken(entry.size, content))
+
+
+def _unbroken(size: int, content: Iterator[bytes]) -> Iterator[bytes]:
+    """The chunks of a file, as long as our own: crumbs would take twenty times the memory. Raises NodeError."""
+    for chunk in content:
+        if len(chunk) != min(size, MAX_CHUNK):
+            raise damaged()
+        size -= len(chunk)
+        yield chunk
 
 
 def check_terms(parcel: Parcel, me: MeshId, now_ms: int) -> None:

@@ -117,7 +117,8 @@ def new_term(name: str, definition: str, kind: str = "word", obliges: str = "", 
     try:
         term = msgspec.convert(given, Term)
     except msgspec.ValidationError as error:
-        raise BadTerm(f"that is no term: {error}") from None
+        what = str(error).rpartition("$.")[2].rstrip("`") or "term"
+        raise BadTerm(f"that is no term: its {what} is {'missing' if not given.get(what) else 'too long'}") from None
     check_term(term)
     return term
 

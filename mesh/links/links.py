@@ -30,7 +30,7 @@ from protocol.keys import MeshId
 MAX_STRANGERS: Final = 128  # who have not proved who they are; whoever has waited longest makes room for one more
 AGAIN_S: Final = (0.5, 60.0)  # first and longest wait between two attempts to reach a peer, doubling between
 HEAD_START_S: Final = 2.0  # of a peer's own addresses before hubs and rooms are tried, when it has any
-STEADY_S: Final = 10.0  # a peer whose links end sooner is dialled again after a wait, as one that is not there
+STEADY_S: Final = 10.0  # a peer whose link ends sooner is not dialled again at once, as if it were not there
 SAME_S: Final = 2.0  # two wires of one rank that came so soon after each other: both nodes dialled at once
 
 log = structlog.get_logger(__name__)
@@ -224,10 +224,11 @@ class Links:
             ways = [way] if way else [one for one in self._ways.get(peer, ()) if one.rank == DIRECT]
             began_s = loop.time()
             reached = await self._reach(peer, ways)
-            if reached and (self._is_up(peer, rank) or loop.time() - began_s >= STEADY_S):
+            if reached:
                 wait_s = AGAIN_S[0]
-            else:
+            if not reached or (loop.time() - began_s < STEADY_S and not self._is_up(peer, rank)):
                 await asyncio.sleep(wait_s * random.uniform(0.75, 1.0))
+            if not reached:
                 wait_s = min(2 * wait_s, AGAIN_S[1])
 
     async def _reach(self, peer: MeshId, ways: Sequence[Way]) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from mesh.links.channel import Self
 from mesh.links.door import Door
@@ -81,10 +82,13 @@ class SocketWire:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
                     await self._socket.close()
-            if self._session is not None:
-                await self._session.close()
+        except asyncio.CancelledError:  # aiohttp says it to all who wait to send when one of them was cancelled
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
         finally:
             self._cut()
+            if self._session is not None:
+                await self._session.close()
 
 
 class MetWire:
@@ -200,6 +204,25 @@ async def _met(wire: SocketWire, who: Self, slot: str) -> None:
         raise WireBroken("the hub says what no hub says")
 
 
+def _why_not(error: Exception) -> str:
+    """Why a connection was not made, for a person; what the other end says in its error is not passed on."""
+    import aiohttp
+
+    match error:
+        case TimeoutError():
+            return "no answer came in time"
+        case aiohttp.ClientConnectorDNSError():
+            return "that name is not known here"
+        case aiohttp.ClientSSLError() | aiohttp.ClientConnectorCertificateError():
+            return "its TLS certificate does not hold for that name, or it speaks no TLS"
+        case aiohttp.WSServerHandshakeError():
+            return "what answers there is no node or hub"
+        case aiohttp.ClientConnectorError() if isinstance(error.os_error, ConnectionRefusedError):
+            return "nothing listens there"
+        case _:
+            return type(error).__name__
+
+
 async def _dial(url: str, max_bytes: int, ping_s: float | None, trusted: ssl.SSLContext | None) -> SocketWire:
     import aiohttp
 
@@ -226,7 +249,7 @@ async def _dial(url: str, max_bytes: int, ping_s: float | None, trusted: ssl.SSL
             )
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
         await session.close()
-        raise WireBroken(f"nobody can be reached there: {type(error).__name__}") from error
+        raise WireBroken(f"nobody can be reached at {urlsplit(url).netloc}: {_why_not(error)}") from error
     except BaseException:
         await session.close()
         raise

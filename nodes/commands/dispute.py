@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     pass
 
 MAX_SHOWN: Final = 2_000  # characters of one text on a terminal; --json has all of it
+MAX_LINE: Final = 100  # of what it is about, in a list
 HANG: Final = 4  # columns by which long lines go on
 _DID: Final = {
     "raise": "raised it",
@@ -137,7 +138,10 @@ async def _list(options: argparse.Namespace) -> None:
     if options.json:
         print_json(told)
         return
-    rows = [[one["id"], one["state"], _between(one), _notes(one) or "-", one["line"]] for one in told["disputes"]]
+    rows = [
+        [one["id"], one["state"], _between(one), _notes(one) or "-", plain(one["line"], MAX_LINE)]
+        for one in told["disputes"]
+    ]
     shown = table(["DISPUTE", "IS", "BETWEEN", "SO FAR", "ABOUT"], rows) if rows else []
     for one in told["offered"]:
         by, name = one["by"]["name"], one["id"]

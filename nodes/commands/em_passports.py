@@ -211,9 +211,14 @@ def _lend(options: argparse.Namespace) -> None:
 
 
 def _peer(name: str, there: "Known") -> "MeshId | None":
+    """The peer that is meant; None for a file. Raises NodeError: a slip in a name must not lend to everybody."""
+    from nodes.errors import NodeError
     from protocol.keys import MeshId
 
-    return next((MeshId(mesh) for mesh, petname in there.petnames.items() if name in (petname, mesh)), None)
+    found = next((MeshId(mesh) for mesh, petname in there.petnames.items() if name in (petname, mesh)), None)
+    if found is None and not name.endswith(ENDING):
+        raise NodeError(f"there is no peer {name[:80]!a}; to lend to whoever has the file, name one that ends in .em")
+    return found
 
 
 def _take(options: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from mesh.server_config import MAX_PAYLOAD
 from nodes.disputes import halls
 from nodes.disputes.disputes import MAX_OPEN
 from nodes.errors import NodeError
-from nodes.peers.peers import terms
+from nodes.peers.statements import terms
 from nodes.peers.tables import Peer
 from nodes.words.operations import MAX_AUTHORS
 from nodes.words.words import GLOSS_CHARS, MAX_READINGS

@@ -75,6 +75,7 @@ def test_an_em_is_lent_changed_given_back_and_taken_beside_what_it_was(homes: tu
     assert (shown["lent"]["by"], shown["changed"], len(shown["lineage"])) == (ada.mesh_id(), False, 1)
     assert "lent by ada" in em(bob, "list")
     assert "only whose it is" in em(bob, "lend", "ruri", "other.em", code=1)
+    assert "there is no peer 'bobb'" in em(ada, "lend", "ruri", "bobb", code=1)
     assert "ask whether you may" in em(bob, "fork", "ruri", "mine", code=1)
     with (bob.ems / "ruri" / "chat.txt").open("a", encoding="utf-8") as chat:
         chat.write("<ruri> I have been away\n")
