@@ -31,7 +31,7 @@ from rich.table import Table
 from mesh.clock import now_ms
 from mesh.entries import Entry
 from nodes.client import Client
-from nodes.commands import assembly
+from nodes.commands import assembly, joining
 from nodes.commands.common import run_loop
 from nodes.commands.logs import configure
 from nodes.control import Operations
@@ -134,7 +134,7 @@ class Asked:
 
 def node(home: Path) -> None:
     """Run the node of a home, with the bench's own questions."""
-    made, operations = list[Measured](), assembly.peer_operations
+    made, operations = list[Measured](), joining.peer_operations
 
     def measured(*parts: Any) -> Measured:  # noqa: ANN401 - a Node's
         made.append(Measured(*parts))
@@ -145,7 +145,7 @@ def node(home: Path) -> None:
         ours = {"say": asked.say, "fill": asked.fill, "heard": asked.heard}
         return {**operations(peers), **{f"bench_{name}": (Say, one) for name, one in ours.items()}}
 
-    assembly.Node, assembly.peer_operations = measured, more  # type: ignore[assignment,misc]
+    assembly.Node, joining.peer_operations = measured, more  # type: ignore[assignment,misc]
     run_loop(assembly.serve(Home(home)))
 
 

@@ -117,8 +117,10 @@ def new_term(name: str, definition: str, kind: str = "word", obliges: str = "", 
     try:
         term = msgspec.convert(given, Term)
     except msgspec.ValidationError as error:
-        what = str(error).rpartition("$.")[2].rstrip("`") or "term"
-        raise BadTerm(f"that is no term: its {what} is {'missing' if not given.get(what) else 'too long'}") from None
+        what = str(error).rpartition("$.")[2].rstrip("`")
+        if what not in {"name", "definition", "obliges", "example"}:
+            raise BadTerm(f"that is no term: {error}") from None
+        raise BadTerm(f"that is no term: its {what} is {'too long' if given[what] else 'missing'}") from None
     check_term(term)
     return term
 
