@@ -27,6 +27,8 @@ from protocol.statement import STATEMENTS, own_basin
 
 RECOVERY_SCHEMA: Final = ("CREATE TABLE recovering (mesh TEXT PRIMARY KEY, stage TEXT NOT NULL) WITHOUT ROWID;",)
 MAX_REMEMBERED: Final = 10_000  # peers of a backup
+MAX_MEETING: Final = 64  # bytes of the secret by which two meet in a hub or a room
+MAX_ROOM: Final = 255  # characters of the id of a Matrix room
 MAX_LIST_BYTES: Final = 8 << 20
 REREAD: Final = 10_000  # newest statements of a relationship that it is made of again
 
@@ -34,11 +36,19 @@ log = structlog.get_logger(__name__)
 
 
 class Remembered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A peer as a backup names it. What it is called and where it is are checked when it is met."""
+    """A peer as a backup names it. What it is called and where it is are checked when it is met.
+
+    `meeting`, a secret, and `room` are where the two meet when neither can be dialled; see `nodes.peers.ways`.
+    """
 
     mesh: Annotated[str, msgspec.Meta(max_length=64)]
     name: Annotated[str, msgspec.Meta(max_length=64)]
     addresses: Annotated[list[Annotated[str, msgspec.Meta(max_length=300)]], msgspec.Meta(max_length=MAX_ADDRESSES)]
+    meeting: Annotated[bytes, msgspec.Meta(max_length=MAX_MEETING)] = b""
+    room: Annotated[str, msgspec.Meta(max_length=MAX_ROOM)] | None = None
+
+    def __repr__(self) -> str:
+        return f"Remembered({self.mesh!r}, {self.name!r})"
 
 
 Remembering = Annotated[list[Remembered], msgspec.Meta(max_length=MAX_REMEMBERED)]
@@ -78,6 +88,9 @@ class Recovery:
         petname = self._peers.petname(check_name(one.name), mesh)
         with self._store.transaction():
             self._store.execute("INSERT OR REPLACE INTO recovering VALUES (?, 'statements')", (mesh,))
+            if one.meeting:
+                self._peers.ways.met(mesh, one.meeting)
+            self._peers.ways.set_room(mesh, one.room)
         self._gates.recovering[mesh] = "statements"
         self._peers.meet(Peer(mesh, petname, addresses, Relationship(self._peers.me, mesh)))
 
@@ -139,9 +152,12 @@ def _is_none(author: str) -> bool:  # noqa: ARG001 - their node vouches for who 
 
 def remembered(store: Store) -> list[Remembered]:
     """The peers of a node, for a backup: all but those that were left."""
-    rows = store.rows("SELECT mesh, petname, addresses, relationship FROM peers ORDER BY petname")
+    rows = store.rows(
+        "SELECT mesh, petname, addresses, relationship, shared, room FROM peers"
+        " LEFT JOIN peer_meetings USING (mesh) LEFT JOIN peer_rooms USING (mesh) ORDER BY petname"
+    )
     return [
-        Remembered(mesh, petname, msgspec.json.decode(addresses, type=list[str]))
-        for mesh, petname, addresses, relationship in rows
+        Remembered(mesh, petname, msgspec.json.decode(addresses, type=list[str]), shared or b"", room)
+        for mesh, petname, addresses, relationship, shared, room in rows
         if msgspec.json.decode(relationship, type=Relationship).state != State.LEFT
     ]

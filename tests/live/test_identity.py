@@ -19,13 +19,14 @@ from mesh.bus.memory import MemoryBroker
 from mesh.clock import now_ms
 from mesh.entries import missing
 from mesh.links.channel import Self, call
+from mesh.links.hub import Hub
 from mesh.links.messages import Frames, Hello, Kept, decode, encode
-from mesh.links.socket import dial
+from mesh.links.socket import Desk, dial, listening
 from mesh.links.wire import WireBroken
 from mesh.store import Store
 from nodes.commands.joining import SCHEMAS
 from nodes.home import Home
-from nodes.peers.recovery import Recovery, Remembered
+from nodes.peers.recovery import Recovery, Remembered, remembered
 from protocol.acts import Act, new_id
 from protocol.budget import Budget
 from protocol.certificate import Certificate, Revocation, issue, read_certificate
@@ -202,8 +203,10 @@ async def test_a_lost_node_has_its_peers_and_its_past_again(tmp_path: Path) -> N
 
 
 @asynccontextmanager
-async def recovering(ada: Owner, bob: Owner, path: Path) -> AsyncIterator[Owner]:
-    """Another node of ada's mesh, which has nothing but her keys and bob's address."""
+async def recovering(
+    ada: Owner, bob: Owner, path: Path, peers: list[Remembered] | None = None, **links: object
+) -> AsyncIterator[Owner]:
+    """Another node of ada's mesh, which has nothing but her keys and what a backup says: by default bob's address."""
     async with MemoryBroker() as broker:
         path.mkdir()  # noqa: ASYNC240 - one folder
         again = Owner("ada", path, broker)
@@ -211,10 +214,12 @@ async def recovering(ada: Owner, bob: Owner, path: Path) -> AsyncIterator[Owner]
         start = now_ms() - 60_000
         made = Certificate(ada.mesh, NodeId(again.signer.public), start, start + DAY_MS, ["speak"])
         again.paper = issue(ada.key, made)
+        if links:
+            again.config = again.config.model_validate(again.config.model_dump() | {"links": links})
         async with again.up():
             again.node.identity.trust.learn(read_certificate(ada.paper))
-            remembered = [Remembered(bob.mesh, "bob", [f"127.0.0.1:{bob.port}"])]
-            (path / "recovered.json").write_bytes(msgspec.json.encode(remembered))
+            known = peers or [Remembered(bob.mesh, "bob", [f"127.0.0.1:{bob.port}"])]
+            (path / "recovered.json").write_bytes(msgspec.json.encode(known))
             Recovery(again.node, again.peers).begin(path / "recovered.json")
             yield again
 
@@ -235,6 +240,30 @@ async def test_words_that_were_taken_back_are_not_given_back(tmp_path: Path) -> 
             assert again.peers.relationship(bob.mesh).state.value == "linked"
             assert again.refused(bob) == {}
             assert missing(again.node.ground.store) == 0
+
+
+async def test_a_recovered_node_finds_at_a_hub_whom_it_met_there(tmp_path: Path) -> None:
+    """Nobody can be dialled: the backup has the secret by which the two meet, and shows it to nobody."""
+    async with (
+        owners(tmp_path, "ada", "bob") as (ada, bob),
+        listening("127.0.0.1", 0, Desk(hub=Hub())) as port,
+    ):
+        hubs = {"hubs": [f"127.0.0.1:{port}"]}
+        for one in (ada, bob):
+            one.config = one.config.model_validate(one.config.model_dump() | {"links": hubs})
+        async with bob.up():
+            async with ada.up():
+                await link(ada, bob)
+                await ada.say("one")
+                await until(lambda: bob.heard() == ["one"])
+                known = remembered(ada.node.ground.store)
+            assert len(known[0].meeting) > 16
+            assert str(known[0].meeting) not in repr(known)
+            async with recovering(ada, bob, tmp_path / "again", known, **hubs) as again:
+                await until(lambda: not again.peers.gates.recovering)
+                assert again.heard() == ["one"]
+                await bob.say("two")
+                await until(lambda: again.heard() == ["one", "two"])
 
 
 async def test_frames_of_our_own_mesh_are_taken_only_where_they_were_asked_for(tmp_path: Path) -> None:
