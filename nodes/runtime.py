@@ -32,6 +32,7 @@ from protocol.keys import MeshId
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
+PRICED: Final = 1_000_000  # tokens: a model that asks nothing for so many asks nothing
 RETRY: Final = "retry"
 ASKED: Final = {RETRY: "a person asked for another try", "continue": "a person asked it to go on"}  # by `do`
 
@@ -268,7 +269,7 @@ class Runtime:
             return Ending("silent", str(error)), ()
         made_from = (plan.request.model, plan.request.turns)
         now = self._parts.clock()
-        reason = self._over_budget(em, plan.cost, now) or self._reserve(entry.act, plan.cost, now)
+        reason = self._over_budget(em, plan.cost, now) or self._reserve(entry.act, plan, now)
         if reason:
             return Ending("silent", reason, *made_from), ()
         reply, usage, outcome = None, Usage(0, 0), "it said nothing"
@@ -334,23 +335,30 @@ class Runtime:
             return "the model gave the call up"
         return "a person stopped it" if self.chains.stopped(answered) else "the chain's time was over"
 
-    def _reserve(self, act: Act, cost: int, now: int) -> str | None:
-        """Reserve an answer in its chain, and with the mesh that began it; returns why not, or None."""
-        if reason := self.chains.reserve(act, cost, now):
+    def _reserve(self, act: Act, plan: Draft, now: int) -> str | None:
+        """Reserve an answer in its chain, and with the mesh that began it; returns why not, or None.
+
+        Who began it is not charged for tokens that cost nobody anything.
+        """
+        if reason := self.chains.reserve(act, plan.cost, now):
             return reason
         if charge := self.chains.charge(act):
             mesh, is_counted = charge
+            cost = 0 if self._is_free(plan) else plan.cost
             if reason := self.quotas.reserve(mesh, cost, begins=not is_counted):
-                self.chains.settle(act, cost, 0)
+                self.chains.settle(act, plan.cost, 0)
                 return reason
             self.chains.charged(act)
         return None
+
+    def _is_free(self, plan: Draft) -> bool:
+        return self._parts.models.price(plan.request.model, Usage(PRICED, PRICED)) == 0
 
     def _settle(self, act: Act, plan: Draft, usage: Usage) -> Budget:
         used = usage.prompt + usage.completion
         if charge := self.chains.charge(act):
             price = self._parts.models.price(plan.request.model, usage)
-            self.quotas.settle(charge[0], plan.cost, used, price)
+            self.quotas.settle(charge[0], used if self._is_free(plan) else plan.cost, used, price)
         return self.chains.settle(act, plan.cost, used)
 
     def _over_budget(self, em: Em, cost: int, now: int) -> str | None:

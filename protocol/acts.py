@@ -71,6 +71,11 @@ def check_act(act: Act) -> None:
         _check_values(act.body)
 
 
+def time_of(identity: ActId) -> int:
+    """When an id was made, in Unix milliseconds, as whoever made it says."""
+    return int.from_bytes(identity[:6], "big")
+
+
 def new_id(now_ms: int, randomness: bytes) -> ActId:
     """A UUIDv7 (RFC 9562) from Unix milliseconds and 10 random bytes."""
     head = (now_ms & (2**48 - 1)).to_bytes(6, "big")

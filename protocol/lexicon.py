@@ -117,8 +117,11 @@ class Lexicon:
         return self._uses[mesh]
 
     def held(self, mesh: MeshId) -> frozenset[Digest]:
-        """The digests of what a mesh uses: as its node says, where it does, else as its person said."""
-        return self.told[mesh] if mesh in self.told else frozenset(self.uses(mesh).values())
+        """The digests of what a mesh uses: what its node tells us, and what its person was heard to adopt.
+
+        A node tells us of no word that it knows from a basin which it does not share with us, though others may.
+        """
+        return self.told.get(mesh, frozenset()) | frozenset(self.uses(mesh).values())
 
     def of(self, mesh: MeshId, about: Digest, slot: Slot = Slot.USE) -> Said | None:
         """What a mesh's person has said last about a term."""

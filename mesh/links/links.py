@@ -31,6 +31,7 @@ MAX_STRANGERS: Final = 128  # who have not proved who they are; whoever has wait
 AGAIN_S: Final = (0.5, 60.0)  # first and longest wait between two attempts to reach a peer, doubling between
 HEAD_START_S: Final = 2.0  # of a peer's own addresses before hubs and rooms are tried, when it has any
 STEADY_S: Final = 10.0  # a peer whose link ends sooner is not dialled again at once, as if it were not there
+YOUNG_S: Final = 4.0  # longest wait after a link that ended at once: a node that is restarted, or two with one key
 SAME_S: Final = 2.0  # two wires of one rank that came so soon after each other: both nodes dialled at once
 
 log = structlog.get_logger(__name__)
@@ -134,8 +135,9 @@ class Links:
             self._keeping.pop(key).cancel()
 
     def drop(self, peer: MeshId) -> None:
-        """End the session with a peer at once; it may come back if it is admitted."""
-        if running := self._running.get(peer):
+        """End the session with a peer when what it sent is acknowledged; it may come back if it is admitted."""
+        running, session = self._running.get(peer), self.sessions.get(peer)
+        if running is not None and (session is None or session.finish()):
             running.task.cancel()
 
     async def run(self, listen: tuple[str, int] | None) -> None:
@@ -224,12 +226,11 @@ class Links:
             ways = [way] if way else [one for one in self._ways.get(peer, ()) if one.rank == DIRECT]
             began_s = loop.time()
             reached = await self._reach(peer, ways)
-            if reached:
+            if reached and (loop.time() - began_s >= STEADY_S or self._is_up(peer, rank)):
                 wait_s = AGAIN_S[0]
-            if not reached or (loop.time() - began_s < STEADY_S and not self._is_up(peer, rank)):
-                await asyncio.sleep(wait_s * random.uniform(0.75, 1.0))
-            if not reached:
-                wait_s = min(2 * wait_s, AGAIN_S[1])
+                continue
+            await asyncio.sleep(wait_s * random.uniform(0.75, 1.0))
+            wait_s = min(2 * wait_s, YOUNG_S if reached else AGAIN_S[1])
 
     async def _reach(self, peer: MeshId, ways: Sequence[Way]) -> bool:
         """Try some ways in turn; returns whether there was a session, or there is one by now."""

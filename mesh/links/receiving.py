@@ -15,6 +15,7 @@ from mesh.links.ground import Ground, refuse
 from mesh.links.messages import BadMessage, Frames, Gone, Kept, Missing
 from mesh.links.recovering import Recovering
 from mesh.links.sending import Say
+from mesh.links.wire import WireBroken
 from mesh.words import plain
 from protocol.address import Subject
 from protocol.errors import ProtocolError
@@ -39,6 +40,8 @@ class Receiving:
         self.doubt = asyncio.Event()  # something is missing: it may be on its way, or be asked for in a moment
         self._peer, self._ground, self._say = peer, ground, say
         self._heard: asyncio.Queue[tuple[int, int, Sequence[Checked]]] = asyncio.Queue(AHEAD)
+        self._unsaid = 0  # messages that were taken and not acknowledged yet
+        self._is_last = False
         self._looks = True
         self._recovering = Recovering(peer, ground, say)
         self._asked: set[tuple[str, str, str, int]] = set()  # gaps: mesh, node, basin, first
@@ -48,6 +51,7 @@ class Receiving:
 
     async def take(self, message: Frames, alive: Callable[[], None]) -> None:
         """Verify, ask the gates, and have it heard; `store` does the rest. `alive` is called while the peer waits."""
+        self._unsaid += 1
         allowed, refused = list[Checked](), 0
         for data in message.frames:
             one = self._allowed(data)
@@ -60,6 +64,11 @@ class Receiving:
         if allowed and self._ground.store.one("SELECT 1 FROM gaps LIMIT 1"):
             self.doubt.set()
         await self._heard.put((message.number, refused, allowed))
+
+    def finish(self) -> bool:
+        """End the link when all that was taken is acknowledged; returns whether it is already."""
+        self._is_last = True
+        return not self._unsaid
 
     async def _pace(self, frame: Frame, alive: Callable[[], None]) -> None:
         """Wait until the peer's quota has room: nothing more is read from it meanwhile, and nothing is lost."""
@@ -112,6 +121,9 @@ class Receiving:
                     for one in frames:
                         group.create_task(self._publish(one))
             await self._say(Kept(message, refused))
+            self._unsaid -= 1
+            if self._is_last and not self._unsaid:
+                raise WireBroken("all is said")
 
     async def _publish(self, one: Checked) -> None:
         while True:
@@ -160,12 +172,20 @@ class Receiving:
         is_revoked = self._ground.trust.revoked(mesh, node)
         return mesh != self._ground.mesh and not is_revoked and self._ground.gates.takes(self._peer, basin)
 
+    def _may_close(self, message: Gone) -> bool:
+        """Whether the peer's word is the last: of what it said itself, and of what somebody said before we came.
+
+        The latter where we are not linked with them, so that only those who pass it on can tell.
+        """
+        is_before = message.first == 1 and not self._ground.gates.takes(MeshId(message.mesh), message.basin)
+        return message.mesh == self._peer or is_before
+
     def gone(self, message: Gone) -> None:
-        """The peer has no more of what was asked for. When it was its own to give, nothing is missing any more."""
+        """The peer has no more of what was asked for. When its word is the last, nothing is missing any more."""
         if self._recovering.gone(message):
             return
         asked = (message.mesh, message.node, message.basin, message.first)
-        if asked not in self._asked or message.mesh != self._peer:
+        if asked not in self._asked or not self._may_close(message):
             return
         sql = (
             "DELETE FROM gaps WHERE basin = ? AND first >= ? AND last <= ?"

@@ -55,6 +55,7 @@ class Session:
         self.peer = peer
         self.node: NodeId | None = None  # which of the peer's is at the other end, once it is known
         self.vocabulary: str | None = None  # the digest that the peer told
+        self._is_ending = False
         self.begun = False  # whether our parts have said what they say first; whoever lets them keeps it
         self._wire, self._ground = wire, ground
         self._sending = Sending(peer, ground, self._say)
@@ -85,6 +86,11 @@ class Session:
         self._matters.append(Matter(topic, data))
         self._wake.set()
         return True
+
+    def finish(self) -> bool:
+        """Take nothing more, and end when what was taken is acknowledged; returns whether it is already."""
+        self._is_ending = True
+        return self._receiving.finish()
 
     async def run(self) -> None:
         """Send and receive. Raises (in a group) WireBroken when the wire does, BadMessage for what is no node."""
@@ -149,6 +155,8 @@ class Session:
 
     async def _take(self, message: Said) -> None:
         match message:
+            case Frames() if self._is_ending:
+                pass
             case Frames():
                 await self._receiving.take(message, self._alive)
             case Kept():

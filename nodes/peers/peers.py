@@ -30,7 +30,7 @@ from nodes.peers.statements import Statements
 from nodes.peers.tables import Peer
 from nodes.peers.ways import Ways
 from nodes.turns import Taken
-from protocol.acts import Act
+from protocol.acts import Act, time_of
 from protocol.certificate import read_certificate
 from protocol.errors import BadLink, ProtocolError
 from protocol.keys import MeshId, fingerprint
@@ -41,6 +41,7 @@ from protocol.vocabulary import core_terms, digest, digest_of_all
 
 HEARD_S: Final = 20.0  # until the node has heard its own statement; the bus is away if it takes longer
 REREAD: Final = 1_000  # newest statements of a relationship that are looked at again at the start
+FAREWELL_MS: Final = 30 * 86_400_000  # whoever has not heard a farewell by then is not told any more
 AGAIN_S: Final = 1.0  # until what could not be said is said again
 
 log = structlog.get_logger(__name__)
@@ -293,7 +294,8 @@ class Peers:
             return True
         if seen.mine.standing != Standing.LEFT or seen.theirs.standing == Standing.LEFT:
             return False
-        return self.gates.tables.untold(self.me, peer.mesh, own_basin(self.me, peer.mesh))
+        is_late = self._clock() - time_of(seen.mine.last) > FAREWELL_MS
+        return not is_late and self.gates.tables.untold(self.me, peer.mesh, own_basin(self.me, peer.mesh))
 
     def _may_meet(self, mesh: MeshId) -> bool:
         """Whether a mesh may use this node as its hub."""

@@ -9,6 +9,7 @@ import pytest
 from owners import Owner, link, owners, until
 
 from mesh.clock import now_ms
+from mesh.entries import missing
 from mesh.links.channel import Sealed, Self, call
 from mesh.links.messages import Frames, Hello, Papers, decode, encode
 from mesh.links.socket import dial
@@ -77,6 +78,8 @@ async def test_leaving_is_final_until_somebody_invites_again(tmp_path: Path) -> 
         await ada.ask("leave", peer="bob")
         await linked_state(bob, ada, "left")
         await until(lambda: not ada.peers.links.sessions and not bob.peers.links.sessions)
+        own = own_basin(ada.mesh, bob.mesh)
+        await until(lambda: not ada.peers.gates.tables.untold(ada.mesh, bob.mesh, own))  # nobody dials for it any more
         with pytest.raises(BadLink):
             await bob.ask("share", peer="ada", basin="tea")
         wire = await dial(f"ws://127.0.0.1:{ada.port}")
@@ -96,6 +99,8 @@ async def test_a_farewell_reaches_who_is_away(tmp_path: Path) -> None:
         await ada.ask("leave", peer="bob")
         async with bob.up():
             await linked_state(bob, ada, "left")
+            own = own_basin(ada.mesh, bob.mesh)
+            await until(lambda: not ada.peers.gates.tables.untold(ada.mesh, bob.mesh, own))
 
 
 async def test_who_was_away_during_300_acts_catches_up_in_order(tmp_path: Path) -> None:
@@ -265,6 +270,32 @@ async def test_a_quota_ends_the_answers_and_not_the_talk(tmp_path: Path) -> None
         await ada.say("em-ada, but I may?")  # one's own talk costs no quota
         await until(lambda: len(ada.model.requests) == 2)
         assert (await ada.ask("show", peer="bob"))["today"]["tokens"] > 0
+
+
+async def test_what_costs_nothing_is_not_charged_to_who_began_it(tmp_path: Path) -> None:
+    """An em whose model is free answers a peer without tokens left; the reply is counted, and its price is 0."""
+    async with owners(tmp_path, "ada", "bob", ems=True) as (ada, bob):
+        ada.price = 0.0
+        async with ada.up(), bob.up():
+            await link(ada, bob)
+            await ada.ask("quota", peer="bob", tokens=1)
+            await bob.say("em-ada, are you there?")
+            await until(lambda: "ada's em says so" in bob.heard())
+            today = (await ada.ask("show", peer="bob"))["today"]
+            assert (today["tokens"], today["replies"], today["price"], today["unpriced"]) == (0, 1, 0.0, 0)
+
+
+async def test_what_a_third_one_said_before_a_guest_came_is_not_missing(tmp_path: Path) -> None:
+    """The guest hears of cy by way of ada alone: nobody can give what was before, and nothing is asked for for ever."""
+    async with owners(tmp_path, "ada", "bob", "cy") as (ada, bob, cy), ada.up(), bob.up(), cy.up():
+        await link(ada, cy)
+        for number in range(3):
+            await cy.say(f"before {number}")
+        await until(lambda: len(ada.heard()) == 3)
+        await link(ada, bob, trust="guest")
+        await cy.say("after")
+        await until(lambda: bob.heard() == ["after"])
+        await until(lambda: missing(bob.node.ground.store) == 0)
 
 
 async def test_a_chain_from_elsewhere_gets_no_more_here_than_one_of_ours(tmp_path: Path) -> None:

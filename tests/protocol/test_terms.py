@@ -255,6 +255,15 @@ def test_what_a_peers_node_tells_is_what_its_mesh_uses() -> None:
     assert set(made.terms) == {digest(EBB)}, "a term of which nobody speaks any more is let go"
 
 
+def test_what_a_peer_was_heard_to_adopt_counts_beside_what_its_node_tells() -> None:
+    """A node tells of no word from a basin that it does not share with us; we may hear of it from another."""
+    made = lexicon(PROPOSED, (C, act("adopt", 2, digest=digest(EBB))))
+    made.tell(C, [digest(LUMEN)])
+    assert made.held(C) == {digest(EBB), digest(LUMEN)}
+    hear(made, C, act("retire", 3, digest=digest(EBB)))
+    assert made.held(C) == {digest(LUMEN)}
+
+
 # Order and bounds
 
 TERMS = [EBB, REST, LUMEN]

@@ -59,6 +59,7 @@ class Owner:
         self.signer = Signer(name.encode().ljust(32, b"n"), KeyKind.NODE)
         self.mesh = MeshId(self.key.public)
         self.clock: Callable[[], int] = now_ms
+        self.price: float | None = None  # of a reply
         start = now_ms()
         certificate = Certificate(self.mesh, NodeId(self.signer.public), start - DAY_MS, start + DAY_MS, ["speak"])
         self.paper = issue(self.key, certificate)
@@ -84,7 +85,8 @@ class Owner:
             links = self.config.links.model_copy(update={"listen": f"127.0.0.1:{port}"})
             self.config = self.config.model_copy(update={"links": links})
         store = Store(self.path / "node.db", SCHEMAS)
-        ground = Ground(self.broker.connect(), store, Models(self.model, lambda _: "chat", "scripted"), self.now)
+        models = Models(self.model, lambda _: "chat", "scripted", price=lambda _, __: self.price)
+        ground = Ground(self.broker.connect(), store, models, self.now)
         trust = Trust([read_certificate(self.paper)])
         identity = Identity(self.signer, read_certificate(self.paper), trust, NodeId(CLIENT.public))
         self.node = Node(self.config, self.ems, identity, ground)
