@@ -16,7 +16,7 @@ from nodes.peers.tables import Peer
 from protocol.invitation import Invitation, place_of
 from protocol.keys import MeshId, NodeId
 
-MAX_HOSTED: Final = 16  # invitations whose guests are waited for at once in each hub; the newest
+MAX_HOSTED: Final = 16  # invitations whose guests are waited for at once in each hub; those that hold longest
 MAX_THEIRS: Final = 2  # hubs of a peer's in which we wait for it, beside our own
 
 WAYS_SCHEMA: Final = (
