@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-import structlog
-
 from mesh.links.ground import Ground, refuse
 from mesh.links.messages import Papers
 from mesh.store import Store
@@ -21,8 +19,6 @@ from protocol.keys import MeshId
 MAX_NODES: Final = 64  # certificates that are kept of one mesh, beside those whose nodes proved to hold their key
 MAX_CARRIED: Final = 20_000  # certificates kept in all of meshes that others brought: some megabytes
 MAX_BROUGHT: Final = 2_000  # of them by one peer, or it would have no words of strangers heard that others pass on
-
-log = structlog.get_logger(__name__)
 
 
 def learn_papers(store: Store, trust: Trust) -> None:

@@ -257,7 +257,7 @@ async def _show(options: argparse.Namespace) -> None:
             f"you      give {_listed(told['gives'])}; take {_listed(told['takes'])}",
             f"they     give {_listed(told['their_gives'])}; take {_listed(told['their_takes'])}",
             f"quota    {_counted(quota, _QUOTA)}",
-            f"today    {used}{_price(today)}",
+            f"today    {used}{_price(today)}{_barred(today)}",
             f"refused  {plain(refused)}",
             *(f"said     {when(note['at_ms'])}: {plain(note['text'])}" for note in told["notes"]),
         ],
@@ -271,6 +271,11 @@ def _used(today: dict[str, Any]) -> str:
     counts = [counted(today[f"{one}s"], one) for one in ("act", "chain", "token")]
     replies = f"{today['replies']:,} {'reply' if today['replies'] == 1 else 'replies'}"
     return ", ".join([*counts[:2], replies, counts[2]])
+
+
+def _barred(today: dict[str, Any]) -> str:
+    """What was not answered since the quota of a day was used up."""
+    return f"; {today['barred']} not answered, the quota being used up" if today["barred"] else ""
 
 
 def _price(today: dict[str, Any]) -> str:

@@ -205,6 +205,8 @@ class PeerGates:
             return f"the link with {peer.petname}, who began this talk, is {peer.relationship.state.value}"
         now, roots = self._clock(), int(begins)
         if reason := peer.spent.refusal(self._allowed(peer), now, roots=roots, tokens=tokens):
+            with self._store.transaction():
+                self.tables.count_barred(mesh, now)
             return f"the quota of {peer.petname}, who began this talk, is used up: {reason}"
         with self._store.transaction():
             peer.spent = peer.spent.add(now, roots=roots, tokens=tokens)

@@ -101,8 +101,3 @@ class Links(Settings):
         host = self.listen.rpartition(":")[0]
         scheme = "wss://" if self.certificate else ""
         return () if host in ANYWHERE else (read_address(f"{scheme}{host}:{port}"),)
-
-
-def dialled(address: str) -> str:
-    """The URL of an address: TLS at port 443 and where it says so; elsewhere the seal of the link is all."""
-    return place_of(address).url

@@ -39,6 +39,7 @@ PEERS_SCHEMA: Final = (
         id BLOB PRIMARY KEY, em TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL, at_ms INTEGER NOT NULL
     ) WITHOUT ROWID;
     """,
+    "ALTER TABLE peer_days ADD COLUMN barred INTEGER NOT NULL DEFAULT 0;",
 )
 
 
@@ -71,12 +72,16 @@ class Given:
 
 
 class Day(NamedTuple):
-    """A day's acts that were taken from a peer, replies to its chains, their price, and how many have none known."""
+    """A day's acts that were taken from a peer, replies to its chains, their price, and how many have none known.
+
+    `barred`: replies that were not given, since its quota was used up.
+    """
 
     acts: int = 0
     replies: int = 0
     price: float = 0.0
     unpriced: int = 0
+    barred: int = 0
 
 
 class Wished(NamedTuple):
@@ -134,19 +139,24 @@ class Tables:
         """Count a reply that a peer's chain was given, and what it cost; None: nobody knows."""
         self._count(mesh, now_ms, Day(0, 1, price or 0.0, int(price is None)))
 
+    def count_barred(self, mesh: MeshId, now_ms: int) -> None:
+        """Count a reply that was not given, since the peer's quota was used up."""
+        self._count(mesh, now_ms, Day(barred=1))
+
     def _count(self, mesh: MeshId, now_ms: int, more: "Day") -> None:
         day = now_ms // DAY_MS
         sql = (
-            "INSERT INTO peer_days (mesh, day, acts, replies, price, unpriced) VALUES (?, ?, ?, ?, ?, ?)"
+            "INSERT INTO peer_days (mesh, day, acts, replies, price, unpriced, barred) VALUES (?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT DO UPDATE SET acts = acts + excluded.acts, replies = replies + excluded.replies,"
-            " price = price + excluded.price, unpriced = unpriced + excluded.unpriced"
+            " price = price + excluded.price, unpriced = unpriced + excluded.unpriced,"
+            " barred = barred + excluded.barred"
         )
         self._store.execute(sql, (mesh, day, *more))
         self._store.execute("DELETE FROM peer_days WHERE mesh = ? AND day < ?", (mesh, day - KEPT_DAYS))
 
     def day(self, mesh: MeshId, now_ms: int) -> "Day":
         """What a peer's acts and chains came to today."""
-        sql = "SELECT acts, replies, price, unpriced FROM peer_days WHERE mesh = ? AND day = ?"
+        sql = "SELECT acts, replies, price, unpriced, barred FROM peer_days WHERE mesh = ? AND day = ?"
         return Day(*(self._store.one(sql, (mesh, now_ms // DAY_MS)) or ()))
 
     def note(self, mesh: MeshId, now_ms: int, text: str) -> None:

@@ -263,6 +263,7 @@ async def test_a_quota_ends_the_answers_and_not_the_talk(tmp_path: Path) -> None
         await until(lambda: bob.heard().count("ada's em says so") == 1)
         assert len(ada.model.requests) == 1
         assert sum("chains begun today" in outcome for outcome in turns(ada)) == 2
+        assert (await ada.ask("show", peer="bob"))["today"]["barred"] == 2
         await ada.ask("quota", peer="bob", chains=100, tokens=1)
         await bob.say("em-ada, and now?")
         await until(lambda: len(turns(ada)) == 4)

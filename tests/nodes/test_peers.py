@@ -15,10 +15,11 @@ from nodes.chains import Chains
 from nodes.companion import Alone, Companions
 from nodes.config import MeshConfig
 from nodes.peers.gates import STATEMENTS_A_MINUTE, PeerGates
-from nodes.peers.settings import Links, dialled
+from nodes.peers.settings import Links
 from nodes.peers.tables import Peer
 from protocol.acts import Act, new_id
 from protocol.budget import Budget
+from protocol.invitation import place_of
 from protocol.keys import KeyKind, MeshId, NodeId, Signer
 from protocol.link import Relationship, Share, Side, Standing, Terms
 from protocol.quota import Quota
@@ -77,7 +78,7 @@ def test_a_quota_holds_back_counts_and_gives_back(gates: PeerGates) -> None:
     gates.save_all()
     kept = gates.tables.peers()[0]
     assert (kept.spent.acts, kept.spent.roots, kept.spent.tokens) == (64, 2, 1_000)
-    assert gates.tables.day(PEER, NOW) == (64, 1, 0.25, 0)
+    assert gates.tables.day(PEER, NOW) == (64, 1, 0.25, 0, 2)
 
 
 def answer(to: Act, number: int, budget: Budget) -> Act:
@@ -142,8 +143,8 @@ def test_addresses_are_checked_and_dialled() -> None:
     for wrong in ({"listen": "7417"}, {"listen": "a:99999"}, {"addresses": ["http://a:1"]}, {"addresses": ["a:1"] * 5}):
         with pytest.raises(ValueError, match="links"):
             MeshConfig.model_validate({"links": wrong})
-    assert dialled("mesh.example.org:443") == "wss://mesh.example.org:443"
-    assert dialled("127.0.0.1:7417") == "ws://127.0.0.1:7417"
+    assert place_of("mesh.example.org:443").url == "wss://mesh.example.org:443"
+    assert place_of("127.0.0.1:7417").url == "ws://127.0.0.1:7417"
 
 
 CORNER = ["#######", "#     #", "# ### #", "# ### #", "# ### #", "#     #", "#######"]

@@ -13,8 +13,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Self, TypeGuard, cast
 
-import structlog
-
 from mesh.bridges.matrix.errors import MatrixFull
 from mesh.clock import Clock
 from mesh.store import Store
@@ -43,8 +41,6 @@ REDACTION: Final = "m.room.redaction"
 SHUT: Final = 2  # as `sealed`, which is else 0 or 1: it came sealed, and is never taken opened
 
 Way = Literal["appservice", "account"]
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
