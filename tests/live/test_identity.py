@@ -3,7 +3,6 @@
 import asyncio
 import json
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
+from homeserver import free_port
 from owners import DAY_MS, Owner, link, owners, until
 from process import client, make_home, mesh, up
 
@@ -34,12 +34,6 @@ from protocol.frame import encode_frame
 from protocol.keys import KeyKind, NodeId, Signer
 
 PATIENCE_S = 30
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def home_of(path: Path, name: str, port: int) -> Home:

@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import contextlib
 import datetime as dt
 import hashlib
 import hmac
 import json
 import os
+import random
 import socket
 import sqlite3
 import subprocess
@@ -26,10 +28,12 @@ SERVER_NAME = "localhost"
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """A port that nobody listens on just now, below those that systems give to who connects: no connection takes it."""
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
 
 
 def certificate(folder: Path) -> dict[str, Any]:
