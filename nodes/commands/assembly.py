@@ -68,10 +68,10 @@ async def serve(home: Home, started: Callable[[], Awaitable[None]] | None = None
                 control = Control(node, more)
                 tasks.append(group.create_task(control.serve(), name="control"))
                 await _first(control.ready, stop)
-                home.announce(running)
                 log.info("the node is up", mesh=config.name, ems=len(node.runtime.ems), bus=url)
                 for problem in (*model_problems(config, node.runtime.ems.values()), *key_problems(home, config)):
                     log.warning(problem)
+                home.announce(running)  # whoever waits for it finds all that was to be said
                 if started is not None:
                     tasks.append(group.create_task(_then(started, stop), name="beside"))
                 await stop.wait()
