@@ -4,6 +4,7 @@ import asyncio
 import json
 from pathlib import Path
 
+from homeserver import free_port
 from process import client, make_home, mesh, replies, settled, until, up
 
 from mesh.server import find_server
@@ -22,7 +23,7 @@ async def test_an_external_server_needs_one_setting_and_may_be_restarted(tmp_pat
         await until(lambda: told.exists() and told.stat().st_size > 0)
         return server, int(json.loads(told.read_text("ascii"))["nats"][0].rpartition(":")[2])
 
-    server, port = await start(-1)
+    server, port = await start(free_port())  # not one that a client which dials it again could be given itself
     try:
         home = make_home(tmp_path / "home", APORIA, {"server": {"url": f"nats://127.0.0.1:{port}"}})
         async with up(home) as node, client(home) as one:
