@@ -21,6 +21,7 @@ from mesh.links.links import Links
 from mesh.links.messages import BadMessage, Papers
 from mesh.links.papers import learn_papers
 from mesh.words import plain
+from nodes.companion import Alone
 from nodes.errors import NodeError
 from nodes.node import Node
 from nodes.peers.gates import PeerGates, is_heard
@@ -29,9 +30,9 @@ from nodes.peers.parts import Part
 from nodes.peers.statements import Statements
 from nodes.peers.tables import Peer
 from nodes.peers.ways import Ways
-from nodes.turns import Taken
-from protocol.acts import Act, time_of
+from protocol.acts import time_of
 from protocol.certificate import read_certificate
+from protocol.document import Document, node_of
 from protocol.errors import BadLink, ProtocolError
 from protocol.keys import MeshId, fingerprint
 from protocol.link import Relationship, Standing, State, declare, next_body
@@ -47,7 +48,7 @@ AGAIN_S: Final = 1.0  # until what could not be said is said again
 log = structlog.get_logger(__name__)
 
 
-class Peers:
+class Peers(Alone):
     """All peers of one node."""
 
     def __init__(self, node: Node, who: Self, papers: Papers) -> None:
@@ -107,6 +108,10 @@ class Peers:
         known, session = self.peers.get(peer), self.links.sessions.get(peer)
         return known is not None and session is not None and is_heard(known) and session.tell(topic, data)
 
+    def is_by(self, peer: MeshId, document: Document) -> bool:
+        """Whether a document that was read is a peer's own, of a node that its mesh has not revoked."""
+        return document.mesh == peer and not self._node.identity.trust.revoked(peer, node_of(document))
+
     # A companion's part
 
     def hear(self, entries: Sequence[Entry]) -> None:
@@ -127,23 +132,6 @@ class Peers:
         self._heard.set()
         for part in self.gates.parts.values():
             part.proceed()
-
-    def show(self, basin: str, act: Act) -> None:
-        """Words so far stay here."""
-
-    def ended(self, turn: Taken, act: Act | None) -> None:
-        """Nothing: what an em said is sent when it is heard."""
-
-    def listens(self, em: str, basin: str) -> bool | None:  # noqa: ARG002 - a Companion's
-        """Who listens is the settings' matter, also to what comes from elsewhere."""
-        return None
-
-    def basins(self) -> Iterable[str]:
-        """None beside those in which ems listen."""
-        return ()
-
-    def hosted(self) -> None:
-        """Nothing."""
 
     async def run(self) -> None:
         """Keep links until cancelled. Raises MeshError when links cannot be taken where the settings say."""

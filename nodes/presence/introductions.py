@@ -22,7 +22,6 @@ from nodes.peers.tables import Peer
 from nodes.presence.presence import Presence
 from nodes.presence.tables import Tables, Told
 from protocol.card import INTRODUCTION_MS, MAX_WORDS, Introduction, read_introduction, sign_introduction
-from protocol.document import node_of
 from protocol.errors import BadDocument, ProtocolError
 from protocol.invitation import MAX_ADDRESSES
 from protocol.keys import MeshId, fingerprint
@@ -59,7 +58,7 @@ class Introductions:
             found = read_introduction(data, self._peers.me, now)
         except BadDocument as error:
             raise BadMessage(f"an introduction does not count: {error}") from None
-        if found.mesh != peer or self._node.identity.trust.revoked(peer, node_of(found)):
+        if not self._peers.is_by(peer, found):
             raise BadMessage("an introduction is not the peer's own, or of a node that its mesh has revoked")
         told = self._tables.told(peer)
         before = next((one for one in told if one.other == found.other), None)

@@ -16,7 +16,6 @@ from nodes.peers.tables import Peer
 from nodes.presence.tables import Kept, Tables
 from protocol.card import CARD_MS, MAX_BASINS, MAX_EMS, Card, CardEm, read_card, sign_card
 from protocol.crossing import sent_basins
-from protocol.document import node_of
 from protocol.errors import BadDocument
 from protocol.keys import MeshId, fingerprint
 from protocol.statement import STATEMENTS
@@ -60,7 +59,7 @@ class Presence:
             card = read_card(data, self._peers.me, now)
         except BadDocument as error:
             raise BadMessage(f"a peer's card does not count: {error}") from None
-        if card.mesh != peer or self._node.identity.trust.revoked(peer, node_of(card)):
+        if not self._peers.is_by(peer, card):
             raise BadMessage("a peer shows a card that is not its own, or of a node that its mesh has revoked")
         held = self._tables.card(peer)
         if card.made_ms <= held.made_ms and now < held.expires_ms:

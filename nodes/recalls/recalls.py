@@ -26,7 +26,7 @@ from nodes.recalls.search import Cited, search
 from nodes.recalls.tables import Recall, Tables
 from protocol.acts import Act, ActId, Id
 from protocol.certificate import read_certificate
-from protocol.document import MAX_DOCUMENT, node_of
+from protocol.document import MAX_DOCUMENT
 from protocol.errors import BadDocument, BadProof
 from protocol.husk import is_husk
 from protocol.keys import MeshId
@@ -248,9 +248,8 @@ class Recalls:
             receipt = read_recalled(message.receipt, self._peers.me, self._peers.now_ms())
         except BadDocument as error:
             raise BadMessage(f"the receipt for an answer does not count: {error}") from None
-        revoked = self._node.identity.trust.revoked(asked.peer, node_of(receipt))
-        is_it = receipt.mesh == asked.peer and receipt.question == digest_of_question(asked.question)
-        if revoked or not is_it or set(receipt.acts) != set(asked.found):
+        is_it = self._peers.is_by(asked.peer, receipt) and receipt.question == digest_of_question(asked.question)
+        if not is_it or set(receipt.acts) != set(asked.found):
             raise BadMessage("the receipt is for another answer")
         asked.problem, asked.receipt, asked.acts = None, message.receipt, receipt.acts
 

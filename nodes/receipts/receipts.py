@@ -21,7 +21,7 @@ from nodes.peers.tables import Peer
 from nodes.receipts.tables import Forgot, Owed, Tables
 from protocol.acts import ActId, Id
 from protocol.crossing import sent_basins
-from protocol.document import MAX_DOCUMENT, node_of
+from protocol.document import MAX_DOCUMENT
 from protocol.errors import BadDocument
 from protocol.frame import MAX_ACTS
 from protocol.keys import MeshId
@@ -97,7 +97,7 @@ class Receipts:
     def _keep(self, peer: MeshId, data: bytes) -> ActId:
         """Verify and keep a receipt. Raises BadDocument, BadMessage."""
         receipt = read_forgotten(data, self._peers.me, self._peers.now_ms())
-        if receipt.mesh != peer or self._node.identity.trust.revoked(peer, node_of(receipt)):
+        if not self._peers.is_by(peer, receipt):
             raise BadMessage("it is not the peer's own, or of a node that its mesh has revoked")
         ours = self._tables.forgot(receipt.redaction)
         if ours is None or ours.target != receipt.target:
