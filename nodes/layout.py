@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from mesh.words import plain
+from nodes.wrapping import broken
 
 GAP = "  "
 
@@ -20,17 +21,6 @@ def lines(texts: Iterable[str], hang: int | None = None) -> None:
         columns = shutil.get_terminal_size().columns
         texts = [line for text in texts for line in broken(text, columns, hang)]
     sys.stdout.write("".join(f"{text}\n" for text in texts).encode(encoding, "replace").decode(encoding))
-
-
-def broken(text: str, columns: int, hang: int) -> list[str]:
-    """A line as lines of fewer than `columns` columns; on a narrow terminal they hang by less than `hang`."""
-    if len(text) < columns and text.isascii():
-        return [text]
-    from nodes.terminal import MIN_ROOM, wrap
-
-    indent = min(hang, max(columns - 1 - MIN_ROOM, 0))
-    first, *rest = wrap(text, max(columns - 1, MIN_ROOM), max(columns - 1 - indent, MIN_ROOM))
-    return [first, *(" " * indent + line for line in rest)]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from nodes.layout import broken
+from nodes.wrapping import MIN_ROOM, broken, wrap
 from protocol.keys import fingerprint
 
 if TYPE_CHECKING:  # rich takes 30 ms to import, and help does without it
@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # rich takes 30 ms to import, and help does without it
     from rich.text import Text
 
 INDENT: Final = 10  # columns for a name, and as many for a basin's; further lines begin with blanks instead
-MIN_ROOM: Final = 16  # columns that words get on the narrowest terminal
 MAX_AUTHOR: Final = 40  # columns of a name; an address from elsewhere may have 255
 MAX_LINES: Final = 100  # lines of one act that are shown: a page or two, not a flood
 MAX_MARKS: Final = 4  # combining marks on one letter; more of them climb over the lines above
@@ -77,31 +76,6 @@ def colour_of(author: str) -> int:
     """
     digest = hashlib.blake2b(author.encode("utf-8", "replace"), digest_size=4, person=b"ampmesh-hue/61").digest()
     return PALETTE[int.from_bytes(digest, "big") % len(PALETTE)]
-
-
-def wrap(text: str, first: int, rest: int) -> list[str]:
-    """Break a line into lines of at most `first` columns, then `rest`: between words, or within one that is longer."""
-    from rich.cells import cell_len, chop_cells
-
-    lines: list[str] = []
-    line: str | None = None
-    for word in text.split(" "):
-        room = rest if lines else first
-        longer = word if line is None else f"{line} {word}"
-        if cell_len(longer) <= room:
-            line = longer
-            continue
-        if line is not None:
-            lines.append(line)
-            room = rest
-        if cell_len(word) <= room:
-            line = word
-            continue
-        head = chop_cells(word, room)[0]
-        pieces = [head, *chop_cells(word[len(head) :], rest)]
-        lines += pieces[:-1]
-        line = pieces[-1]
-    return [*lines, line or ""]
 
 
 def lay_out(said: Said, width: int | None) -> "Text":

@@ -21,7 +21,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from mesh.errors import MeshError
 from nodes.client import Client
-from nodes.commands.chat import QUIT, Talk, note
+from nodes.commands.chat_talk import QUIT, Talk, note
 from nodes.commands.follow import Follower, Record
 from nodes.errors import NodeError
 from nodes.explain import HANG

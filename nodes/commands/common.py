@@ -102,7 +102,7 @@ def _complain(lines: list[str]) -> None:
     """One sentence a line, on a terminal broken between words."""
     texts = [f"mesh: {line}" for line in lines]
     if sys.stderr.isatty():
-        from nodes.layout import broken
+        from nodes.wrapping import broken
 
         columns = shutil.get_terminal_size().columns
         texts = [line for text in texts for line in broken(text, columns, HANG)]

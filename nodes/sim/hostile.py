@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
-from nodes.sim.mesh import YEAR_MS, Carried, Mesh, World, home
-from nodes.sim.session import Session
+from nodes.sim.mesh import YEAR_MS, Mesh, World, home
+from nodes.sim.session import Carried, Session
 from protocol.acts import RANDOM_BYTES, Act, new_id
 from protocol.frame import HEADER_BYTES, MAX_ACTS, VERSION, Frame, encode_frame
 from protocol.keys import KeyKind, decode_public

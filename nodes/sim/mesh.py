@@ -7,7 +7,6 @@ What a node does in its ledger, runtime and links is done here at once, by the s
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from mesh.entries import Entry
@@ -19,7 +18,7 @@ from nodes.sim.clockwork import START_MS, Clockwork
 from nodes.sim.nowhere import nowhere
 from nodes.sim.oracle import Oracle
 from nodes.sim.scenario import Scenario
-from nodes.sim.session import Session
+from nodes.sim.session import Carried, Session
 from protocol.acts import RANDOM_BYTES, Act, new_id, reply_id, reply_key
 from protocol.address import Subject
 from protocol.budget import Budget, check_child
@@ -38,15 +37,6 @@ USED: Final = (400, 900)  # tokens that it then takes
 DAYS: Final = 366  # what was said longer ago is not sent: links.days of the settings
 YEAR_MS: Final = 31_536_000_000
 PERSON: Final = "me"
-
-
-@dataclass(slots=True, frozen=True)
-class Carried:
-    """A frame on its way. `data` is it as signed; None: this one is not, to save time, and is believed."""
-
-    frame: Frame
-    mesh: MeshId
-    data: bytes | None = None
 
 
 class World(Protocol):

@@ -5,17 +5,27 @@ next wire goes on behind the cursor.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
 
 from mesh.links.messages import MAX_FRAMES
 from mesh.links.sending import WINDOW
+from mesh.trust import Trust
+from nodes.peers.gates import PeerGates
 from nodes.sim.clockwork import Clockwork
+from protocol.frame import Frame
 from protocol.keys import MeshId
 
-if TYPE_CHECKING:
-    from nodes.sim.mesh import Carried, Mesh
-
 AGAIN_MS: Final = 500  # until a wire that broke is dialled again
+
+
+@dataclass(slots=True, frozen=True)
+class Carried:
+    """A frame on its way. `data` is it as signed; None: this one is not, to save time, and is believed."""
+
+    frame: Frame
+    mesh: MeshId
+    data: bytes | None = None
 
 
 class Message(NamedTuple):
@@ -23,7 +33,7 @@ class Message(NamedTuple):
 
     number: int
     basin: str
-    frames: "Sequence[Carried]"
+    frames: Sequence[Carried]
 
 
 class Sent(NamedTuple):
@@ -49,6 +59,19 @@ class Net(Protocol):
         ...
 
 
+class Holder(Protocol):
+    """The mesh whose end a session is."""
+
+    number: int
+    gates: PeerGates
+    trust: Trust
+    frames: dict[str, list[Carried]]
+
+    def take(self, peer: MeshId, carried: Carried) -> float:
+        """Take what a peer sent, or tell how many seconds its quota wants it to wait."""
+        ...
+
+
 class Session:
     """One end. `far` is the other one; both are `up` or down together."""
 
@@ -71,7 +94,7 @@ class Session:
     )
     far: "Session"
 
-    def __init__(self, mesh: "Mesh", peer: MeshId, net: Net) -> None:
+    def __init__(self, mesh: Holder, peer: MeshId, net: Net) -> None:
         self.mesh, self.peer, self._net = mesh, peer, net
         self.up = self.cut = False  # a link that is `cut` cannot be dialled
         self.era = 0  # counts wires: what was sent over an earlier one never arrives
@@ -113,7 +136,7 @@ class Session:
             elif not self._on_the_way:
                 self._kept[basin] = place + len(page)
 
-    def may_have(self, basin: str, one: "Carried") -> bool:
+    def may_have(self, basin: str, one: Carried) -> bool:
         """Whether a frame may go to the peer: in the words of mesh.links.sending."""
         since_ms, oldest_ms = self._since[basin]
         if one.mesh == self.peer or one.frame.sent_at_ms < max(since_ms, oldest_ms):
@@ -121,7 +144,7 @@ class Session:
         gates = self.mesh.gates
         return all(gates.may_have(self.peer, one.mesh, basin, act) for act in one.frame.acts)
 
-    def send(self, basin: str, frames: "Sequence[Carried]", place: int | None = None) -> None:
+    def send(self, basin: str, frames: Sequence[Carried], place: int | None = None) -> None:
         """Send a message, whatever is in it."""
         delay_ms = self._net.delay_ms()
         self._number += 1

@@ -16,10 +16,11 @@ from nodes.commands.sim import simulate
 from nodes.errors import ConfigError
 from nodes.sim.clockwork import START_MS, Clockwork
 from nodes.sim.hostile import TRICKS
-from nodes.sim.mesh import Carried, Mesh
+from nodes.sim.mesh import Mesh
 from nodes.sim.oracle import Oracle, Outcome, Promises
 from nodes.sim.report import Run, as_json, told
 from nodes.sim.scenario import Scenario, scenario
+from nodes.sim.session import Carried
 from nodes.sim.shape import pairs
 from nodes.sim.swarm import Make, Swarm
 from nodes.sim.virtual import VirtualLoop

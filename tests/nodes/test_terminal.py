@@ -29,8 +29,8 @@ from nodes.terminal import (
     lay_out,
     program,
     styled,
-    wrap,
 )
+from nodes.wrapping import wrap
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
 FORBIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
