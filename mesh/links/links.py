@@ -8,22 +8,21 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
 
 from mesh.errors import MeshError
 from mesh.links.channel import NotAdmitted, Proved, Sealed, Self, answer, call
-from mesh.links.ground import Ground, refuse
+from mesh.links.ground import Ground
 from mesh.links.hub import Hub
 from mesh.links.messages import BadMessage
-from mesh.links.papers import prove
-from mesh.links.session import Session
-from mesh.links.socket import Desk, SocketWire, listening
+from mesh.links.sessions import Sessions, Shaken
 from mesh.links.tls import Tls
 from mesh.links.ways import DIRECT, Direct, Way
-from mesh.links.wire import TooLong, Wire, WireBroken
+from mesh.links.websocket.listening import Desk, listening
+from mesh.links.websocket.wires import SocketWire
+from mesh.links.wire import Wire, WireBroken
 from mesh.words import plain
 from protocol.keys import MeshId
 
@@ -32,7 +31,6 @@ AGAIN_S: Final = (0.5, 60.0)  # first and longest wait between two attempts to r
 HEAD_START_S: Final = 2.0  # of a peer's own addresses before hubs and rooms are tried, when it has any
 STEADY_S: Final = 10.0  # a peer whose link ends sooner is not dialled again at once, as if it were not there
 YOUNG_S: Final = 4.0  # longest wait after a link that ended at once: a node that is restarted, or two with one key
-SAME_S: Final = 2.0  # two wires of one rank that came so soon after each other: both nodes dialled at once
 
 log = structlog.get_logger(__name__)
 
@@ -44,26 +42,6 @@ async def _nobody(wire: Sealed, proved: Proved) -> None:
     """Who shows a secret is not talked with."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """A session at work. `calls`: we began it; `since_s` is of the loop's clock."""
-
-    task: "asyncio.Task[None]"
-    rank: int
-    calls: bool
-    since_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Shaken:
-    """A sealed wire to somebody who has proved who they are."""
-
-    sealed: Sealed
-    proved: Proved
-    rank: int
-    calls: bool
-
-
 class Links:
     """Runs sessions with peers. `admit` says why somebody is not let in, or None.
 
@@ -72,17 +50,16 @@ class Links:
     """
 
     def __init__(self, who: Self, ground: Ground, admit: Admit, greet: Greet = _nobody) -> None:
-        self.sessions: dict[MeshId, Session] = {}
         self.port: int | None = None  # where we listen
         self.ready = asyncio.Event()
         self.hub: Hub | None = None
         self.tls: Tls | None = None
-        self._who, self._ground, self._admit, self._greet = who, ground, admit, greet
+        self._who, self._admit, self._greet = who, admit, greet
+        self._sessions = Sessions(ground)
+        self.sessions = self._sessions.by_peer
         self._ways: dict[MeshId, Sequence[Way]] = {}
         self._hosted: Sequence[Way] = ()
         self._keeping: dict[tuple[MeshId | None, Way | None], asyncio.Task[None]] = {}
-        self._running: dict[MeshId, _Running] = {}
-        self._turn = asyncio.Event()
         self._strangers: list[asyncio.Timeout] = []  # whoever has waited longest first
         self._group: asyncio.TaskGroup | None = None
 
@@ -136,14 +113,12 @@ class Links:
 
     def drop(self, peer: MeshId) -> None:
         """End the session with a peer when what it sent is acknowledged; it may come back if it is admitted."""
-        running, session = self._running.get(peer), self.sessions.get(peer)
-        if running is not None and (session is None or session.finish()):
-            running.task.cancel()
+        self._sessions.drop(peer)
 
     async def run(self, listen: tuple[str, int] | None) -> None:
         """Work until cancelled. Raises MeshError when the address where we are to listen cannot be had."""
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-            self._group = group
+            self._group = self._sessions.group = group
             if listen is not None:
                 desk = Desk(self._taken, self.hub, self.tls.context if self.tls else None)
                 try:
@@ -183,7 +158,7 @@ class Links:
             log.exception("this node cannot deal with what a stranger said")
             await wire.close()
             return
-        await self._talk(_Shaken(sealed, proved, rank, calls=False))
+        await self._sessions.talk(Shaken(sealed, proved, rank, calls=False))
 
     @asynccontextmanager
     async def _place(self) -> AsyncGenerator[None]:
@@ -222,11 +197,11 @@ class Links:
             await asyncio.sleep(HEAD_START_S)
         loop = asyncio.get_running_loop()
         while True:
-            await self._until(lambda: not self._is_up(peer, rank))
+            await self._sessions.until(lambda: not self._sessions.is_up(peer, rank))
             ways = [way] if way else [one for one in self._ways.get(peer, ()) if one.rank == DIRECT]
             began_s = loop.time()
             reached = await self._reach(peer, ways)
-            if reached and (loop.time() - began_s >= STEADY_S or self._is_up(peer, rank)):
+            if reached and (loop.time() - began_s >= STEADY_S or self._sessions.is_up(peer, rank)):
                 wait_s = AGAIN_S[0]
                 continue
             await asyncio.sleep(wait_s * random.uniform(0.75, 1.0))
@@ -243,7 +218,7 @@ class Links:
             except (NotAdmitted, WireBroken) as error:
                 log.debug("a peer is not reached", peer=peer[:8], reason=plain(str(error)))
                 continue
-            if await self._talk(shaken):
+            if await self._sessions.talk(shaken):
                 return True
         return False
 
@@ -261,7 +236,7 @@ class Links:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(opening()),
-                    group.create_task(self._until(lambda: self._is_up(peer, way.rank))),
+                    group.create_task(self._sessions.until(lambda: self._sessions.is_up(peer, way.rank))),
                 ]
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in tasks:
@@ -274,7 +249,7 @@ class Links:
             raise broken[0]
         return wires[0] if wires else None
 
-    async def _shake(self, wire: Wire, way: Way, peer: MeshId) -> _Shaken:
+    async def _shake(self, wire: Wire, way: Way, peer: MeshId) -> Shaken:
         """Prove to each other who is there. Raises NotAdmitted, WireBroken."""
 
         def admit(proved: Proved) -> str | None:
@@ -284,8 +259,8 @@ class Links:
 
         try:
             if not way.calls:
-                return _Shaken(*await answer(wire, self._who, admit), way.rank, calls=False)
-            shaken = _Shaken(*await call(wire, self._who, peer), way.rank, calls=True)
+                return Shaken(*await answer(wire, self._who, admit), way.rank, calls=False)
+            shaken = Shaken(*await call(wire, self._who, peer), way.rank, calls=True)
         except BaseException:
             await wire.close()
             raise
@@ -293,83 +268,3 @@ class Links:
             await wire.close()
             raise NotAdmitted(reason)
         return shaken
-
-    # Sessions
-
-    def _is_up(self, peer: MeshId, rank: int) -> bool:
-        """Whether there is a session by a way of that rank, or a better one."""
-        running = self._running.get(peer)
-        return running is not None and running.rank <= rank
-
-    async def _until(self, holds: Callable[[], bool]) -> None:
-        """Wait until something holds; asked anew whenever a session begins or ends."""
-        while not holds():
-            await self._turn.wait()
-
-    def _turned(self) -> None:
-        self._turn.set()
-        self._turn = asyncio.Event()
-
-    def _gives_way(self, before: _Running, new: _Shaken) -> bool:
-        """Whether a session makes room for a new wire.
-
-        The better way wins, and of two alike the newer: the older may be dead already. When both nodes dialled at once,
-        both keep what the lower mesh began.
-        """
-        if before.rank != new.rank:
-            return new.rank < before.rank
-        is_young = asyncio.get_running_loop().time() - before.since_s < SAME_S
-        if not is_young or before.calls == new.calls:
-            return True
-        return new.calls == (self._ground.mesh < new.proved.mesh)
-
-    async def _talk(self, new: _Shaken) -> bool:
-        """One session, to its end; or none, when there is a better one. Returns False where the peer said nothing.
-
-        Whoever does not let us in proves who they are before they hang up.
-        """
-        peer = new.proved.mesh
-        while before := self._running.get(peer):
-            if not self._gives_way(before, new):
-                await new.sealed.close()
-                return True
-            before.task.cancel()
-            await asyncio.wait([before.task])
-            if self._running.get(peer) is before:
-                self._ended(peer)
-        if self._group is None:
-            return False
-        prove(self._ground, new.proved.certificate)
-        session = Session(peer, new.sealed, self._ground)
-        session.node = new.proved.node
-        task = self._group.create_task(self._run(session), name=f"link {peer[:8]}")
-        running = _Running(task, new.rank, new.calls, asyncio.get_running_loop().time())
-        self._running[peer], self.sessions[peer] = running, session
-        self._turned()
-        log.info("a link is up", peer=peer[:8], by=("its address", "a hub", "a room")[new.rank])
-        try:
-            await asyncio.wait([task])
-        finally:
-            task.cancel()
-            if self._running.get(peer) is running:
-                self._ended(peer)
-            await new.sealed.close()
-        log.info("a link is down", peer=peer[:8])
-        return session.vocabulary is not None
-
-    def _ended(self, peer: MeshId) -> None:
-        del self._running[peer], self.sessions[peer]
-        self._turned()
-
-    async def _run(self, session: Session) -> None:
-        try:
-            await session.run()
-        except* (BadMessage, TooLong) as errors:
-            refuse(self._ground.store, session.peer, BadMessage.__name__)
-            log.warning("a peer speaks nonsense", peer=session.peer[:8], reason=plain(str(errors.exceptions[0])))
-        except* (WireBroken, NotAdmitted) as errors:
-            log.debug("a link broke", peer=session.peer[:8], reason=plain(str(errors.exceptions[0])))
-        except* MeshError:
-            raise
-        except* Exception:  # a slip of ours with a peer's words must not end the node
-            log.exception("this node cannot deal with what a peer said", peer=session.peer[:8])

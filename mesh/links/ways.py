@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from mesh.links.channel import Self
-from mesh.links.socket import dial, meet
+from mesh.links.websocket.dialling import dial, meet
 from mesh.links.wire import Wire
 from protocol.keys import MeshId, NodeId
 

@@ -62,7 +62,7 @@ async def _run(options: argparse.Namespace) -> None:
     import asyncio
 
     from mesh.errors import MeshError
-    from mesh.links.socket import Desk, listening
+    from mesh.links.websocket.listening import Desk, listening
 
     hub, tls, stop = _hub(options), _tls(options), _stop_at_signals()
     host, port = options.listen

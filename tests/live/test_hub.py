@@ -11,7 +11,7 @@ from owners import Owner, link, owners, until
 from process import MESH, mesh
 
 from mesh.links import knocking
-from mesh.links.socket import meet
+from mesh.links.websocket.dialling import meet
 from mesh.links.wire import WireBroken
 from nodes.config import MeshConfig
 from nodes.errors import NodeError

@@ -21,7 +21,8 @@ from mesh.entries import missing
 from mesh.links.channel import Self, call
 from mesh.links.hub import Hub
 from mesh.links.messages import Frames, Hello, Kept, decode, encode
-from mesh.links.socket import Desk, dial, listening
+from mesh.links.websocket.dialling import dial
+from mesh.links.websocket.listening import Desk, listening
 from mesh.links.wire import WireBroken
 from mesh.store import Store
 from nodes.commands.joining import SCHEMAS

@@ -12,7 +12,7 @@ from mesh.clock import now_ms
 from mesh.entries import missing
 from mesh.links.channel import Sealed, Self, call
 from mesh.links.messages import Frames, Hello, Papers, decode, encode
-from mesh.links.socket import dial
+from mesh.links.websocket.dialling import dial
 from mesh.links.wire import WireBroken
 from nodes.errors import NodeError
 from protocol.acts import Act, ActId, new_id

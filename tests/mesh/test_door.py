@@ -16,14 +16,16 @@ from sides import NOW, Side, sides, until_heard
 
 from mesh.errors import MeshError
 from mesh.links import door, links
-from mesh.links import socket as sockets
 from mesh.links.channel import Proved, Self, call
 from mesh.links.hub import Hub
 from mesh.links.links import Links
 from mesh.links.session import Session
-from mesh.links.socket import Desk, SocketWire, dial, listening, meet
 from mesh.links.tls import Tls
 from mesh.links.ways import Meeting
+from mesh.links.websocket import wires
+from mesh.links.websocket.dialling import dial, meet
+from mesh.links.websocket.listening import Desk, listening
+from mesh.links.websocket.wires import SocketWire
 from mesh.links.wire import WireBroken
 from protocol.certificate import Certificate, issue
 from protocol.keys import KeyKind, MeshId, NodeId, Signer
@@ -169,7 +171,7 @@ async def test_a_hub_asks_once_and_for_its_challenge_alone(words: list[str]) -> 
 
 async def test_a_connection_that_nobody_reads_is_cut_when_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits to be sent would hold it open for as long as the other end likes."""
-    monkeypatch.setattr(sockets, "CLOSE_S", 0.02)
+    monkeypatch.setattr(wires, "CLOSE_S", 0.02)
     closed = asyncio.Event()
 
     async def flooded(wire: SocketWire, transport: asyncio.Transport) -> None:

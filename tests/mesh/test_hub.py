@@ -21,9 +21,11 @@ from mesh.links.hub import PIECE, Hub, Limits, Pace
 from mesh.links.links import Links
 from mesh.links.pieces import Joining, cut
 from mesh.links.proof import proof, prover
-from mesh.links.socket import Desk, MetWire, dial, listening, meet
 from mesh.links.tls import Tls
 from mesh.links.ways import Direct, Meeting, guest_slot, pair_slot
+from mesh.links.websocket.dialling import dial, meet
+from mesh.links.websocket.listening import Desk, listening
+from mesh.links.websocket.wires import MetWire
 from mesh.links.wire import MAX_SEALED, WireBroken
 from protocol.certificate import Certificate, issue
 from protocol.keys import KeyKind, MeshId, NodeId, Signer

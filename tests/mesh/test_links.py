@@ -9,7 +9,7 @@ import aiohttp
 from sides import Side, sides, until_heard
 
 from mesh.links.links import Links
-from mesh.links.socket import PATH
+from mesh.links.websocket.wires import PATH
 
 
 def linking(side: Side, *friends: Side) -> Links:

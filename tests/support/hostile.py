@@ -25,7 +25,7 @@ from mesh.entries import recent
 from mesh.errors import MeshError
 from mesh.links.channel import Sealed, Self, call
 from mesh.links.messages import Beat, Frames, Hello, Kept, Matter, Missing, Note, Papers, decode, encode
-from mesh.links.socket import dial
+from mesh.links.websocket.dialling import dial
 from mesh.links.wire import MAX_MESSAGE
 from nodes.home import Home
 from nodes.records import records
