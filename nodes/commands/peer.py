@@ -2,21 +2,18 @@
 
 import argparse
 import re
-import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from nodes.commands.asking import DAY_S, action, ask, span
+from nodes.commands.asking import action, ask
 from nodes.commands.common import home_of, print_json
 from nodes.commands.introductions import actions as introductions
+from nodes.commands.invitations import TRUST
+from nodes.commands.invitations import actions as invitations
 from nodes.commands.recall import actions as memory
 from nodes.commands.who import introduced
 
-if TYPE_CHECKING:
-    pass
-
 TRUSTS: Final = ("close", "known", "guest", "silent")  # protocol.statement.Trust, which help does without
-DECLINED: Final = 1
 HANG: Final = 9  # columns before what `show` tells
 LIST_HANG: Final = 4  # and before what does not fit on a line of `list`
 _BASIN: Final = re.compile(r"([a-z0-9][a-z0-9_-]{0,63})(?::(read|write))?", re.ASCII)
@@ -27,7 +24,6 @@ _NEXT: Final = {
     "take": ["You hear it once they share it: mesh peer share YOU BASIN"],
     "leave": ["Only a new invitation begins again."],
 }
-_TRUST: Final = "what they see and may use: close, known, guest (what is said from now on), silent (not listened to)"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,27 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _meeting(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to itself
-    invite = action(actions, "invite", "make a code by which one other mesh may link with this one", _invite)
-    invite.add_argument(
-        "--give", type=_basin, action="append", default=[], metavar="BASIN[:write]", help="they read it"
-    )
-    invite.add_argument("--take", type=_basin, action="append", default=[], metavar="BASIN[:write]", help="you read it")
-    invite.add_argument(
-        "--expires", type=span(366), default=7 * DAY_S, metavar="TIME", help="30m, 12h, 7d (the default)"
-    )
-    invite.add_argument("--trust", choices=TRUSTS, default="guest", help=f"{_TRUST} (default: guest)")
-    invite.add_argument(
-        "--as", dest="name", metavar="NAME", help="what you call them (default: what they call themselves)"
-    )
-    invite.add_argument("--room", metavar="ROOM", help="a Matrix room where they are waited for as well")
-    accept = action(actions, "accept", "read an invitation, and link if you say yes", _accept)
-    accept.add_argument("code", metavar="CODE", nargs="+", help="the code or link that you were given")
-    accept.add_argument("--trust", choices=TRUSTS, default="guest", help=f"{_TRUST} (default: guest)")
-    accept.add_argument(
-        "--as", dest="name", metavar="NAME", help="what you call them (default: what they call themselves)"
-    )
-    accept.add_argument("--room", metavar="ROOM", help="the Matrix room where they wait, if they have told you one")
-    accept.add_argument("--yes", action="store_true", help="ask nothing: for scripts")
+    invitations(partial(action, actions), _basin, TRUSTS)
     action(actions, "list", "who this mesh is linked with", _list)
     address = _of(action(actions, "address", "say where a peer is dialled, when it has moved", _address))
     address.add_argument("addresses", metavar="HOST:PORT", nargs="*", help="its new addresses (none: it dials you)")
@@ -93,7 +69,7 @@ def _terms(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to i
     _of(action(actions, "resume", "let it flow again, also what was said meanwhile", _change("resume")))
     _of(action(actions, "leave", "end the link, for good and at once", _change("leave")))
     trust = _of(action(actions, "trust", "say how far you trust a peer", _change("trust")))
-    trust.add_argument("trust", choices=TRUSTS, help=_TRUST)
+    trust.add_argument("trust", choices=TRUSTS, help=TRUST)
     quota = _of(action(actions, "quota", "say what a peer may use of this node", _change("quota")))
     quota.add_argument("--acts", type=_number, metavar="N", help="acts a minute; more of them wait")
     quota.add_argument("--chains", type=_number, metavar="N", help="talks a day that they begin and your ems answer")
@@ -116,93 +92,6 @@ def _number(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text[:20]) > 2**53 - 1:
         raise argparse.ArgumentTypeError("must be a whole number from 0 on")
     return int(text)
-
-
-async def _invite(options: argparse.Namespace) -> None:
-    from mesh.words import plain
-    from nodes.layout import lines, when
-
-    given = {
-        "gives": dict(options.give),
-        "takes": dict(options.take),
-        "expires_s": options.expires,
-        "trust": options.trust,
-        "name": options.name,
-        "room": options.room,
-    }
-    told = await ask(home_of(options), "peer_invite", given)
-    if options.json:
-        print_json(told)
-        return
-    lines([told["code"], "", told["link"]])
-    _show_code(told["link"])
-    room = f" --room '{told['room']}'" if told["room"] else ""
-    shared = _shares("they would hear", given["gives"], "and speak in") + _shares(
-        "you would hear", given["takes"], "and speak in"
-    )
-    lines(
-        [
-            "",
-            "Give it to one person, by a way that you trust; it is for one mesh.",
-            f"It holds until {when(told['expires_s'] * 1000)}.",
-            *shared,
-            plain(f"They run: mesh peer accept CODE{room}"),
-        ]
-    )
-
-
-def _show_code(link: str) -> None:
-    """Draw the link where a telephone can see it."""
-    if not sys.stdout.isatty():
-        return
-    from nodes.qr import MAX_CHARS, drawn, encode
-
-    if len(link) <= MAX_CHARS:
-        sys.stdout.write("\n" + "".join(f"{line}\n" for line in drawn(encode(link.upper()))))
-
-
-async def _accept(options: argparse.Namespace) -> int:
-    from mesh.words import plain
-    from nodes.errors import NodeError
-    from nodes.layout import lines, when
-
-    home, code = home_of(options), " ".join(options.code)
-    offer = await ask(home, "peer_look", {"code": code, "room": options.room})
-    if not options.json:
-        lines(
-            [
-                plain(f"{offer['name']} invites you to link your meshes."),
-                f"  theirs   {offer['fingerprint']}  {offer['mesh']}",
-                f"  yours    {offer['own_fingerprint']}  {offer['own']}",
-                *_shares("you would hear", offer["gives"], "and speak in"),
-                *_shares("they would hear", offer["takes"], "and speak in"),
-                f"  trust    {options.trust} (--trust close, known, guest or silent)",
-                f"  until    {when(offer['expires_s'] * 1000)}",
-            ]
-        )
-    if not options.yes:
-        if options.json or not sys.stdin.isatty():
-            raise NodeError("a person decides this: run it in a terminal, or with --yes")
-        sys.stdout.write("Link with them? [y/N] ")
-        sys.stdout.flush()
-        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-            lines(["Nothing was agreed on; the invitation can still be used."])
-            return DECLINED
-    given = {"code": code, "offer": offer["offer"], "trust": options.trust, "name": options.name, "room": options.room}
-    told = await ask(home, "peer_accept", given)
-    if options.json:
-        print_json(told)
-    elif told["state"] == "linked":
-        lines([plain(f"You are linked with {told['name']}.")])
-    else:
-        soon = f"Accepted. You will be linked with {told['name']} as soon as both nodes have said so: mesh peer list"
-        lines([plain(soon)], 0)
-    return 0
-
-
-def _shares(who: str, basins: dict[str, str], also: str) -> list[str]:
-    """Lines that say what is shared."""
-    return [f"  {who} {'' if may == 'read' else also + ' '}{basin}" for basin, may in sorted(basins.items())]
 
 
 async def _list(options: argparse.Namespace) -> None:
