@@ -19,7 +19,7 @@ from nodes.em import Em
 from nodes.errors import ModelError, ModelRefused
 from nodes.models.base import Usage
 from nodes.prompt import tokens
-from nodes.quotas import Nobody, Quotas
+from nodes.purse import Purse
 from nodes.room import TAIL, Room
 from nodes.speaker import Draft, Models, Reply, ask, draft
 from nodes.spoken import Spoken, split
@@ -30,9 +30,6 @@ from protocol.acts import Act, ActId, reply_id
 from protocol.budget import Budget
 from protocol.keys import MeshId
 
-HOUR_MS: Final = 3_600_000
-DAY_MS: Final = 24 * HOUR_MS
-PRICED: Final = 1_000_000  # tokens: a model that asks nothing for so many asks nothing
 RETRY: Final = "retry"
 ASKED: Final = {RETRY: "a person asked for another try", "continue": "a person asked it to go on"}  # by `do`
 
@@ -66,7 +63,7 @@ class Runtime:
         self._parts = parts
         self.turns = Turns(parts.store)
         self.chains = Chains(parts.mesh, mint, self._sharers)
-        self.quotas: Quotas = Nobody()
+        self.purse = Purse(self.chains, parts.models, self.turns, parts.clock)
         self.words: Lore = NoLore()
         self.rooms: dict[str, Room] = {}
         self.ems: dict[str, Em] = {}
@@ -79,7 +76,7 @@ class Runtime:
         self._idle.set()
 
     def _sharers(self, basin: str) -> int:
-        return self.quotas.sharers(basin)
+        return self.purse.quotas.sharers(basin)
 
     def host(self, ems: Iterable[Em], listens: Callable[[Em, str], bool], basins: Iterable[str] = ()) -> None:
         """Host exactly these ems from now on. `listens` tells who listens where; rooms keep what they remember.
@@ -268,9 +265,7 @@ class Runtime:
         except ModelError as error:
             return Ending("silent", str(error)), ()
         made_from = (plan.request.model, plan.request.turns)
-        now = self._parts.clock()
-        reason = self._over_budget(em, plan.cost, now) or self._reserve(entry.act, plan, now)
-        if reason:
+        if reason := self.purse.reserve(em, entry.act, plan):
             return Ending("silent", reason, *made_from), ()
         reply, usage, outcome = None, Usage(0, 0), "it said nothing"
         try:
@@ -284,7 +279,7 @@ class Runtime:
             told = log.info if self.chains.stopped(entry.act) else log.warning
             told("an em could not answer", em=em.name, model=plan.request.model, reason=outcome)
         finally:
-            budget = self._settle(entry.act, plan, usage)
+            budget = self.purse.settle(entry.act, plan, usage)
         if reply is None or not reply.text:
             return Ending("silent", outcome, *made_from, usage), ()
         acts = self._speak(em, turn, entry.act, reply.text, budget)
@@ -334,45 +329,6 @@ class Runtime:
         if isinstance(error, asyncio.CancelledError):
             return "the model gave the call up"
         return "a person stopped it" if self.chains.stopped(answered) else "the chain's time was over"
-
-    def _reserve(self, act: Act, plan: Draft, now: int) -> str | None:
-        """Reserve an answer in its chain, and with the mesh that began it; returns why not, or None.
-
-        Who began it is not charged for tokens that cost nobody anything.
-        """
-        if reason := self.chains.reserve(act, plan.cost, now):
-            return reason
-        if charge := self.chains.charge(act):
-            mesh, is_counted = charge
-            cost = 0 if self._is_free(plan) else plan.cost
-            if reason := self.quotas.reserve(mesh, cost, begins=not is_counted):
-                self.chains.settle(act, plan.cost, 0)
-                return reason
-            self.chains.charged(act)
-        return None
-
-    def _is_free(self, plan: Draft) -> bool:
-        return self._parts.models.price(plan.request.model, Usage(PRICED, PRICED)) == 0
-
-    def _settle(self, act: Act, plan: Draft, usage: Usage) -> Budget:
-        used = usage.prompt + usage.completion
-        if charge := self.chains.charge(act):
-            price = self._parts.models.price(plan.request.model, usage)
-            self.quotas.settle(charge[0], used if self._is_free(plan) else plan.cost, used, price)
-        return self.chains.settle(act, plan.cost, used)
-
-    def _over_budget(self, em: Em, cost: int, now: int) -> str | None:
-        """Whether the em's own limits allow another reply of at most `cost` tokens."""
-        budget = em.settings.budget
-        if budget.replies_per_hour is not None:
-            replies, _ = self.turns.spent_since(em.name, now - HOUR_MS)
-            if replies >= budget.replies_per_hour:
-                return f"its {budget.replies_per_hour} replies an hour are used up"
-        if budget.tokens_per_day is not None:
-            _, used = self.turns.spent_since(em.name, now - DAY_MS)
-            if used + cost > budget.tokens_per_day:
-                return f"its {budget.tokens_per_day} tokens a day would not last for a reply"
-        return None
 
     def _end(self, turn: Taken, ending: Ending, acts: Sequence[Placed] = ()) -> None:
         """Record the end of a turn, and with it the acts that are to be said."""

@@ -89,7 +89,7 @@ class Peers(Alone):
         self._saying = asyncio.Lock()
         self._statements = Statements(self.me, self.gates, ground.clock, self._is_em)
         self._works: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
-        node.runtime.quotas = self.gates
+        node.runtime.purse.quotas = self.gates
 
     def join(self, part: Part, work: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
         """Have a part of the node talk with the same part of linked peers' nodes. Call it before the node runs.
