@@ -28,7 +28,7 @@ from nats.js.client import JetStreamContext
 from rich.console import Console
 from rich.table import Table
 
-from mesh.bus.nats import NatsBus
+from mesh.bus.nats.bus import NatsBus
 from mesh.clock import now_ms
 from mesh.entries import Entry
 from mesh.ledger import Ledger

@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from mesh.bus.nats import NatsBus
+from mesh.bus.nats.bus import NatsBus
 from mesh.clock import now_ms
 from mesh.errors import StoreFailed
 from mesh.links.papers import learn_papers

@@ -19,7 +19,7 @@ import pytest
 from openai_server import Answer, FakeOpenAI
 from process import MESH, client, make_home, mesh, settled, up
 
-from mesh.bus.nats import NatsBus
+from mesh.bus.nats.bus import NatsBus
 from nodes.home import Home
 
 SEQUENCES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[=>])|\r")

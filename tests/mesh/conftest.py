@@ -8,7 +8,7 @@ from buses import Logins, Place, make_logins
 
 from mesh.bus.base import Bus
 from mesh.bus.memory import MemoryBroker
-from mesh.bus.nats import NatsBus
+from mesh.bus.nats.bus import NatsBus
 from mesh.server import Server
 
 

@@ -13,7 +13,7 @@ from harness import MESH_ID, NODE, NOW, OTHER, SCHEMAS, TRUST, certificate, fram
 
 from mesh.bus.base import Bus, Stored
 from mesh.bus.memory import MemoryBroker, MemoryBus
-from mesh.bus.nats import NatsBus
+from mesh.bus.nats.bus import NatsBus
 from mesh.entries import Entry, find, missing, recent
 from mesh.erasing import repeated
 from mesh.errors import BusRefused, BusUnavailable

@@ -19,9 +19,9 @@ import pytest
 from buses import Logins
 
 from mesh import server as server_module
-from mesh.bus import jetstream
 from mesh.bus.base import MAX_UNACKED, Message, Stored
-from mesh.bus.nats import NatsBus
+from mesh.bus.nats import jetstream
+from mesh.bus.nats.bus import NatsBus
 from mesh.errors import BusFull, BusRefused, BusUnavailable, ServerFailed
 from mesh.server import Server, find_server
 from mesh.server_config import Place, server_config
@@ -399,7 +399,7 @@ async def test_credentials_that_are_not_there(server: Server, tmp_path: Path) ->
 
 
 async def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesh.bus.nats.CONNECT_S", 0.3)
+    monkeypatch.setattr("mesh.bus.nats.wire.CONNECT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(BusUnavailable, match=rf"No NATS server answers at 127\.0\.0\.1:{port} \(") as away:
@@ -427,8 +427,8 @@ FULL_DISK = """
 import asyncio, json, sys
 from pathlib import Path
 from mesh import server as module
-from mesh.bus import jetstream
-from mesh.bus.nats import NatsBus
+from mesh.bus.nats import jetstream
+from mesh.bus.nats.bus import NatsBus
 from mesh.errors import BusFull, BusUnavailable
 from mesh.server import Server, ServerKeys
 

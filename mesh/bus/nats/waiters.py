@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mesh.bus.jetstream import Answer
+from mesh.bus.nats.jetstream import Answer
 from mesh.errors import MeshError
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import structlog
 
 from mesh.bus.base import MAX_BATCH, Stored
-from mesh.bus.jetstream import Answer, JetStream, Wire
+from mesh.bus.nats.jetstream import Answer, JetStream, Wire
 from mesh.errors import BusUnavailable
 
 PULL_S = 30.0  # a request for messages stays with the server so long

@@ -1,8 +1,8 @@
-"""The bus over NATS. The only module that knows nats-py."""
+"""One connection to a NATS server, or to several that are one: it comes back by itself, and says who waits in vain."""
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -11,84 +11,27 @@ from weakref import WeakSet
 
 import structlog
 from nats import errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
-from mesh.bus.base import Handler, Message, Stored, check_durable, check_size, check_subject
-from mesh.bus.jetstream import API_S, NO_RESPONDERS, Answer, JetStream
-from mesh.bus.pull import Pull
-from mesh.bus.waiters import Waiters
-from mesh.errors import BusFull, BusRefused, BusUnavailable, MeshError
+from mesh.bus.nats.client import PERMISSIONS, RECONNECT_S, BusClient
+from mesh.bus.nats.jetstream import API_S, Answer
+from mesh.bus.nats.pull import Pull
+from mesh.bus.nats.waiters import Waiters
+from mesh.errors import BusRefused, BusUnavailable, MeshError
 from mesh.words import plain
 from protocol.errors import BadKey
 from protocol.keys import Signer
 
 CONNECT_S = 5.0  # for the first connection: later ones are tried for ever
-RECONNECT_S = 0.2  # between two attempts; an embedded server is back within 0.1 s
 PING_S = 10  # a server that froze is noticed after three of these
 PENDING_BYTES = 4 * 1024 * 1024  # written but not yet sent: then publishing waits, which is the backpressure we want
-SLOW_BYTES = 64 * 1024 * 1024  # waiting for one handler; beyond, live messages are dropped (stored ones can be read)
 DRAIN_S = 3.0  # at close, for what is under way
 QUIET_S = 10.0  # the same complaint of the driver is logged no more often
 OLDEST_SERVER = (2, 14)  # the first that can set a durable consumer back (CONSUMER.RESET)
 INBOX = "_INBOX"  # replies go nowhere else, see NatsBus.subscribe
-PERMISSIONS = "permissions violation"
-PING = b"PING\r\n"
 
 _log = structlog.get_logger()
-
-
-class _Client(Client):
-    """nats-py's client with five habits changed; each is tested from outside. It types its futures loosely."""
-
-    _ended = False
-
-    async def end(self) -> None:
-        """Close for good; nats-py's attempts to reconnect may swallow their cancellation and go on for ever."""
-        self._ended = True
-        if self._current_server is not None:  # else it never began to connect
-            await self.close()
-        while (task := self._reconnection_task) is not None and not task.done():
-            task.cancel()
-            await asyncio.wait([task], timeout=RECONNECT_S)
-
-    async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002 - as nats-py calls it
-        """Close also when the server goes just then; nats-py gives up half way, with an error of the socket's."""
-        try:
-            await super()._close(status, do_cbs)
-        except OSError:
-            self._status = Client.DISCONNECTED  # what was to be written is gone, so the second time goes through
-            await super()._close(status, do_cbs)
-
-    async def _select_next_server(self) -> None:
-        if self._ended:
-            raise errors.NoServersError
-        await super()._select_next_server()
-
-    async def _process_err(self, err_msg: str) -> None:
-        """Come back after any error of the server; nats-py closes itself for good after most of them."""
-        error = errors.Error(f"nats: {err_msg}")
-        await self._error_cb(error)
-        if PERMISSIONS not in err_msg:
-            await self._process_op_err(error)
-
-    async def _process_pong(self) -> None:
-        """Survive a flush that was cancelled; nats-py ends its reading task over it."""
-        waiting = cast("list[asyncio.Future[bool]]", self._pongs)  # pyright: ignore[reportUnknownMemberType]
-        if waiting:
-            future = waiting.pop(0)
-            self._pongs_received += 1
-            self._pings_outstanding = 0
-            if not future.done():
-                future.set_result(True)
-
-    async def _send_ping(self, future: "asyncio.Future[bool] | None" = None) -> None:
-        """Send PING behind what waits to be sent; nats-py overtakes it, so that its flush proves nothing."""
-        waiting = cast("list[asyncio.Future[bool]]", self._pongs)  # pyright: ignore[reportUnknownMemberType]
-        waiting.append(future or asyncio.get_running_loop().create_future())
-        await self._send_command(PING)
-        await self._flush_pending()
 
 
 @dataclass(slots=True)
@@ -108,14 +51,14 @@ class _Complaints:
         (_log.warning if worth else _log.debug)("the bus driver complains", server=where, error=text)
 
 
-class _Wire:
+class ServerWire:
     """One connection that comes back by itself, and who waits for what on it."""
 
     def __init__(self, url: str) -> None:
         # An address may hold a password: only host and port are ever shown.
         parts = [urlsplit(one if "://" in one else f"nats://{one}") for one in url.split(",")]
         self.where = ", ".join(plain(f"{part.hostname}:{part.port or 4222}") for part in parts)
-        self.client = _Client()
+        self.client = BusClient()
         self.pulls: WeakSet[Pull] = WeakSet()  # that must learn of a lost connection
         self.closing = False
         self._urls = url.split(",")
@@ -239,7 +182,7 @@ class _Wire:
 
         return (await self.subscribe(pattern, on_message, limit=0)).end
 
-    async def subscribe(self, pattern: str, handler: Callable[[Msg], Awaitable[None]], limit: int) -> "_Interest":
+    async def subscribe(self, pattern: str, handler: Callable[[Msg], Awaitable[None]], limit: int) -> "Interest":
         """Subscribe; at most `limit` bytes wait for the handler, 0 for no limit."""
         try:
             subscription = await self.client.subscribe(  # pyright: ignore[reportUnknownMemberType]
@@ -247,7 +190,7 @@ class _Wire:
             )
         except errors.Error as error:
             raise _translated(error) from error
-        return _Interest(subscription)
+        return Interest(subscription)
 
     async def flush(self, pattern: str) -> None:
         """Return when the server knows of the subscription. Raises BusUnavailable, BusRefused."""
@@ -291,7 +234,7 @@ class _Wire:
         self._up.set()
 
 
-class _Interest:
+class Interest:
     """nats-py's subscription, ended without complaint whatever state the connection is in."""
 
     def __init__(self, subscription: NatsSubscription) -> None:
@@ -311,160 +254,3 @@ def _translated(error: errors.Error) -> MeshError:
     if isinstance(error, errors.MaxPayloadError | errors.BadSubjectError | errors.BadHeaderError):
         return BusRefused(f"The bus cannot carry this message: {plain(str(error))}.")
     return BusUnavailable(f"The bus cannot send at the moment: {plain(str(error))}.")
-
-
-class _Listener:
-    """A handler and the subscription that feeds it."""
-
-    def __init__(self, wire: _Wire, pattern: str, handler: Handler) -> None:
-        self._wire = wire
-        self._pattern = pattern
-        self._handler = handler
-        self._interest: _Interest | None = None
-        self._busy = asyncio.Lock()
-        self._task: asyncio.Task[object] | None = None
-        self._closed = False
-
-    async def open(self) -> None:
-        self._interest = await self._wire.subscribe(self._pattern, self._take, limit=SLOW_BYTES)
-        try:
-            await self._wire.flush(self._pattern)
-        except BaseException:
-            await self._interest.end()
-            raise
-
-    async def _take(self, msg: Msg) -> None:
-        if self._closed:
-            return
-        async with self._busy:
-            self._task = asyncio.current_task()
-            # The server lets anybody name any subject as the place for an answer, its own API included. Whoever answers
-            # there does it with *our* permissions, so answers go to inboxes and nowhere else.
-            reply = msg.reply if _is_inbox(msg.reply) else None
-            try:
-                await self._handler(Message(msg.subject, msg.data, reply))
-            except Exception as error:  # noqa: BLE001 - a handler's fault must not end the subscription
-                _log.error("a handler failed", pattern=self._pattern, error=repr(error))
-        if self._closed and self._interest is not None:
-            await self._interest.end()
-
-    async def close(self) -> None:
-        """End it, after the message in hand. A handler may close its own subscription."""
-        if self._closed or self._interest is None:
-            return
-        self._closed = True
-        if self._task is asyncio.current_task() and self._busy.locked():
-            return
-        async with self._busy:
-            await self._interest.end()
-
-
-def _is_inbox(subject: str) -> bool:
-    """Whether an answer may go there: a place of somebody's own, and nothing with wildcards or empty tokens."""
-    first, *rest = subject.split(".")
-    return first == INBOX and bool(rest) and all(token and token not in {"*", ">"} for token in rest)
-
-
-class NatsBus:
-    """See Bus. Made by `connect`."""
-
-    def __init__(self, wire: _Wire, stream: JetStream, storage_full: Callable[[], bool] | None) -> None:
-        self._wire = wire
-        self._stream = stream
-        self._storage_full = storage_full
-
-    @classmethod
-    async def connect(  # noqa: PLR0913 - each is one independent fact about the server
-        cls,
-        url: str,
-        *,
-        nkey_seed: str | None = None,
-        credentials: Path | None = None,
-        stream: str = "MESH",
-        manage_stream: bool = True,
-        name: str = "ampmesh",
-        storage_full: Callable[[], bool] | None = None,
-        echo: bool = True,
-    ) -> "NatsBus":
-        """Connect to the server(s) at `url` (several with commas), as the user of an nkey or a credentials file.
-
-        With `manage_stream` the stream is made and kept as this project needs it, on a server of our own; else somebody
-        else has made it. `storage_full` tells whether the server's disk is full, where we can know: a full
-        nats-server does not answer at all. Without `echo` subscriptions bring only what others publish, and the stream
-        everything. Raises BusUnavailable after CONNECT_S, BusRefused.
-        """
-        wire = _Wire(url)
-        try:
-            await wire.open(name, nkey_seed, credentials, echo=echo)
-            jetstream = JetStream(wire, stream, manage=manage_stream)
-            await jetstream.ensure()
-        except BaseException:
-            await wire.close()
-            raise
-        return cls(wire, jetstream, storage_full)
-
-    async def publish(self, subject: str, data: bytes, msg_id: str) -> int:
-        """See Bus. Many may be under way at once; a cancelled one may have been stored."""
-        check_durable(subject, data, msg_id)
-        try:
-            return await self._stream.store(subject, data, msg_id)
-        except BusUnavailable as error:
-            if self._storage_full is not None and self._storage_full():
-                raise BusFull("The disk of the bus server is full; make room on it.") from error
-            raise
-
-    async def send(self, subject: str, data: bytes) -> None:
-        """See Bus."""
-        check_subject(subject)
-        check_size(subject, data)
-        await self._wire.post(subject, data)
-
-    async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
-        """See Bus."""
-        check_subject(subject)
-        check_size(subject, data)
-        answer = await self._wire.ask(subject, data, timeout_s)
-        if answer.status == NO_RESPONDERS:
-            raise BusRefused(f"Nobody answers on {subject}.")
-        return answer.data
-
-    async def subscribe(self, pattern: str, handler: Handler) -> _Listener:
-        """See Bus. `Message.reply` is None unless it is an inbox."""
-        check_subject(pattern, pattern=True)
-        await self._wire.connected()
-        listener = _Listener(self._wire, pattern, handler)
-        await listener.open()
-        return listener
-
-    async def consume(self, name: str, after: int) -> Pull:
-        """See Bus."""
-        check_subject(name.replace(".", " "))  # a name is one token
-        await self._wire.connected()
-        pull = Pull(self._wire, self._stream, name, after)
-        await pull.open()
-        self._wire.pulls.add(pull)
-        return pull
-
-    async def read(self, first: int, last: int) -> Sequence[Stored]:
-        """See Bus."""
-        return await self._stream.read(first, last)
-
-    async def last(self, subject: str) -> Stored | None:
-        """See Bus."""
-        check_subject(subject)
-        return await self._stream.last(subject)
-
-    async def last_seq(self) -> int:
-        """See Bus."""
-        return await self._stream.last_seq()
-
-    async def erase(self, seq: int) -> None:
-        """See Bus."""
-        await self._stream.erase(seq)
-
-    async def close(self) -> None:
-        """See Bus."""
-        if not self._wire.closing:
-            for pull in list(self._wire.pulls):
-                await pull.close()
-            await self._wire.close()

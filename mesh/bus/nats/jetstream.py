@@ -1,4 +1,4 @@
-"""JetStream as we use it: one stream, direct reads, durable cursors. Questions and answers; `nats.py` carries them.
+"""JetStream as we use it: one stream, direct reads, durable cursors. Questions and answers; `wire` carries them.
 
 The requests are the server's own JSON API (`$JS.API.…`), which says more than any client library passes on.
 """

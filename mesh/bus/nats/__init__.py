@@ -1,0 +1,1 @@
+"""The bus over NATS: the home of nats-py."""
