@@ -20,22 +20,21 @@ import structlog
 
 from mesh.bus.base import Bus, Consumer, Message, Stored
 from mesh.clock import Clock
-from mesh.entries import Entry, every, find, places
+from mesh.entries import Entry, find, places
 from mesh.erasing import Eraser
 from mesh.forgetting import Forgetting
+from mesh.lineage import Lineage
 from mesh.marks import Marks
 from mesh.store import Store
 from mesh.trust import Trust
 from protocol.acts import Act
 from protocol.address import Subject, parse_subject
-from protocol.budget import Budget, check_child
-from protocol.errors import BadAct, BudgetRaised, ProtocolError
+from protocol.errors import ProtocolError
 from protocol.frame import HEADER_BYTES, MAX_ACTS, Frame, decode_frame
 from protocol.husk import husk
 from protocol.keys import MeshId, NodeId
 
 SLICE: Final = 32  # frames a transaction: at most 2,048 acts, about 15 ms, so that the loop stays responsive
-PARENTS: Final = 16_384  # recent acts whose budgets are kept in memory for checking what answers them
 AMENDING: Final = frozenset({"edit", "redact"})
 RECENT: Final = 8_192  # frames that arrived directly and are expected from the stream as well
 
@@ -78,7 +77,7 @@ class Ledger:
         self._forgetting = forgetting or Forgetting(store)
         self._eraser = Eraser(bus, store, clock, self._forgetting)
         self._marks = Marks(store)
-        self._parents: dict[bytes, tuple[bytes, Budget]] = {}  # recent acts: their root and what they left
+        self._lineage = Lineage(store)
         self._early: OrderedDict[bytes, _Kept] = OrderedDict()  # by their seals, frames that came directly
         self._warned: Counter[str] = Counter()
         self._after: Callable[[], None] = _nothing
@@ -253,7 +252,7 @@ class Ledger:
         taken, known = places(self._store, subject.mesh, ids)
         new: dict[bytes, int] = {}
         for position, act in enumerate(frame.acts):
-            if act.id not in known and act.id not in new and self._lawful(subject, act):
+            if act.id not in known and act.id not in new and self._is_lawful(subject, act):
                 new[act.id] = position
         frames = {place // MAX_ACTS for place in known.values()}
         entries: list[Entry] = []
@@ -280,25 +279,11 @@ class Ledger:
                 said = act if act.id in new else getattr(find(self._store, act.id, mesh), "act", act)
                 self._forgetting.hear(mesh, frame.basin, said)
 
-    def _lawful(self, subject: Subject, act: Act) -> bool:
-        """Whether an act stays in its chain and leaves it no more than its parent did, or its root."""
-        parent = None if act.is_root else self._parent(act.refs[0]) or self._parent(act.root)
-        if parent is not None and (error := _breach(parent, act)):
-            # It may answer what another mesh said under that id: nobody's copy of an act bars what answers the act.
-            others = every(self._store, act.refs[0]) or every(self._store, act.root)
-            if all(_breach((one.act.root, one.act.budget), act) for one in others):
-                self._refuse(subject.mesh, error)
-                return False
-        if len(self._parents) >= PARENTS:
-            self._parents.clear()  # the store has them all
-        self._parents[act.id] = (act.root, act.budget)
-        return True
-
-    def _parent(self, identity: bytes) -> tuple[bytes, Budget] | None:
-        if known := self._parents.get(identity):
-            return known
-        entry = find(self._store, identity)
-        return (entry.act.root, entry.act.budget) if entry else None
+    def _is_lawful(self, subject: Subject, act: Act) -> bool:
+        """Whether an act keeps to its chain; one that does not is refused."""
+        if error := self._lineage.breach(act):
+            self._refuse(subject.mesh, error)
+        return error is None
 
     def _refuse(self, mesh: str, error: ProtocolError) -> None:
         """Count a refusal; meshes that nobody vouches for share one row, or strangers would fill the table."""
@@ -320,18 +305,6 @@ def _seal(data: bytes) -> bytes:
 
 def _slots(values: Collection[object]) -> str:
     return ",".join("?" * len(values))
-
-
-def _breach(parent: tuple[bytes, Budget], act: Act) -> BadAct | BudgetRaised | None:
-    """How an act breaks the rules of the chain that it says it answers in, or None."""
-    root, budget = parent
-    if act.root != root:
-        return BadAct("the act is of another chain than the one that it answers")
-    try:
-        check_child(budget, act.budget)
-    except BudgetRaised as error:
-        return error
-    return None
 
 
 def _nothing() -> None:

@@ -9,29 +9,17 @@ import math
 import random
 import re
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from nodes.errors import ModelRefused, ModelUnavailable
-from nodes.models.answers import (
-    DONE,
-    MAX_ERROR_BYTES,
-    MAX_EVENT_BYTES,
-    MAX_RAW_BYTES,
-    EventParser,
-    Fault,
-    Reply,
-    plain,
-    refusal,
-    too_much,
-    utf8,
-)
+from nodes.models.answers import Fault, Reply, plain, utf8
 from nodes.models.base import Request, Usage, estimate
+from nodes.models.body import check, events_of
 from nodes.models.parts import Fetch, content, data_urls
 
 if TYPE_CHECKING:
@@ -47,7 +35,6 @@ MAX_QUIRKS = 256  # models whose dislikes are remembered; beyond that all are le
 MAX_SEED = 2**31 - 1  # some vendors read 32 bits
 MAX_REPLY_S = 900.0  # from first try to last word: a slow machine at a long reply is done, a drip is not endless
 CONNECT_TIMEOUT_S = 10.0  # a host that is up accepts within a second
-DRAIN_TIMEOUT_S = 0.1  # after the last event, for the end of the body: the connection can then be used again
 OPTIONAL = ("stream_options", "seed", "temperature", "top_p", "stop")  # a request makes sense without these
 SENT_HEADERS = frozenset(  # the driver would add facts about this machine, and whatever its environment says
     {"host", "connection", "content-type", "content-length", "transfer-encoding", "accept", "user-agent"}
@@ -186,7 +173,7 @@ class OpenAIModel:
             answer = await driver.post(
                 path, body=body, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
             )
-            async with aclosing(answer), aclosing(_read(answer.response)) as events:
+            async with aclosing(answer), aclosing(events_of(answer.response)) as events:
                 async for event in events:
                     yield event
         except (openai.APIConnectionError, httpx2.HTTPError, httpx2.StreamError, anyio.EndOfStream, OSError):
@@ -268,7 +255,7 @@ class OpenAIModel:
         http = httpx2.AsyncClient(
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
             follow_redirects=False,  # prompts go where a person said, and nowhere else
-            event_hooks={"request": [self._dress], "response": [_check]},
+            event_hooks={"request": [self._dress], "response": [check]},
         )
         # The driver never sees the key (`_dress` adds it); given something, it does not look for keys in the
         # environment, which may be meant for another vendor.
@@ -296,61 +283,3 @@ def _check_settings(base_url: str, key: SecretStr | None) -> None:
         raise Fault("has a base_url that is not http(s)://HOST/PATH; correct it, and keep keys out of it", final=True)
     if key and not re.fullmatch(r"[!-~]+", key.get_secret_value()):
         raise Fault("has a key with spaces, line breaks or non-ASCII characters; correct it", final=True)
-
-
-async def _read(response: "httpx2.Response") -> AsyncGenerator[bytes, None]:
-    """The events of a response that began well; an answer in plain JSON is one event."""
-    async with aclosing(response.aiter_raw()) as chunks:
-        if response.headers.get("content-type", "").startswith("application/json"):
-            yield await _head(chunks, MAX_EVENT_BYTES, whole=True)
-            return
-        async with aclosing(_split(chunks)) as events:
-            async for event in events:
-                yield event
-
-
-async def _split(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """The events in a stream of bytes, up to and including `[DONE]`."""
-    parser, total = EventParser(), 0
-    async for chunk in chunks:
-        total += len(chunk)
-        if total > MAX_RAW_BYTES:
-            raise too_much()
-        for event in parser.feed(chunk):
-            yield event
-            if event.strip() == DONE:
-                await _drain(chunks)
-                return
-    for event in parser.finish():
-        yield event
-
-
-async def _drain(chunks: AsyncGenerator[bytes, None]) -> None:
-    """Read what little is behind the last event, so that the connection can be used again."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_TIMEOUT_S):
-            async for _ in chunks:
-                pass
-
-
-async def _head(chunks: AsyncGenerator[bytes, None], max_bytes: int, *, whole: bool) -> bytes:
-    """The first `max_bytes` of a body. With `whole`, a Fault if there are more."""
-    head = bytearray()
-    async for chunk in chunks:
-        head += chunk
-        if len(head) > max_bytes:
-            if whole:
-                raise too_much()
-            break
-    return bytes(head[:max_bytes])
-
-
-async def _check(response: "httpx2.Response") -> None:
-    """Raise a Fault for an answer that is no success; of its body no more than MAX_ERROR_BYTES is read."""
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise Fault("answered in a compressed form, though asked not to")
-    if HTTPStatus.OK <= response.status_code < HTTPStatus.MULTIPLE_CHOICES:
-        return
-    async with aclosing(response.aiter_raw()) as chunks:
-        body = await _head(chunks, MAX_ERROR_BYTES, whole=False)
-    raise refusal(response.status_code, response.headers, body)

@@ -20,8 +20,8 @@ from pydantic import SecretStr
 
 from nodes.chatlog import Voice
 from nodes.errors import ModelError, ModelRefused, ModelUnavailable
+from nodes.models import body, parts
 from nodes.models import openai as client
-from nodes.models import parts
 from nodes.models.answers import MAX_EVENT_BYTES, MAX_QUOTE, MAX_REPLY_BYTES
 from nodes.models.base import Request, Span, Turn, Usage
 from nodes.models.conduit import Conduit, Vendor
@@ -365,7 +365,7 @@ async def test_one_endless_event_is_unavailable(server: FakeOpenAI, api: Api) ->
 
 async def test_a_stream_of_empty_words_ends(server: FakeOpenAI, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that say nothing are bounded too."""
-    monkeypatch.setattr(client, "MAX_RAW_BYTES", 100_000)
+    monkeypatch.setattr(body, "MAX_RAW_BYTES", 100_000)
     with pytest.raises(ModelUnavailable, match="more than any reply needs"):
         await say(server, api, Answer(pieces=itertools.repeat("")))
     await server.gone.wait()
