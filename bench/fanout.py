@@ -31,7 +31,8 @@ from mesh.trust import Trust
 from nodes.chatlog import Voice
 from nodes.commands.common import run_loop
 from nodes.companion import Alone
-from nodes.em import Em, EmSettings
+from nodes.em import Em
+from nodes.em_settings import EmSettings
 from nodes.models.scripted import Scripted
 from nodes.runtime import Parts, Runtime
 from nodes.speaker import Models

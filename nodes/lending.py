@@ -19,7 +19,8 @@ from typing import Final, NamedTuple
 from mesh.clock import Clock
 from nodes.archive import EM_FORMAT, MAX_CHUNK, File, Header, Reader, Writer, damaged
 from nodes.disk import told
-from nodes.em import EM_NAME, Em, EmSettings, load_em
+from nodes.em import EM_NAME, Em, load_em
+from nodes.em_settings import EmSettings
 from nodes.errors import NodeError
 from nodes.home import Home
 from nodes.passports import (

@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 from nodes.commented import commented
-from nodes.em import EM_NAME, EmSettings
+from nodes.em import EM_NAME
+from nodes.em_settings import EmSettings
 from nodes.errors import NodeError
 
 _CHAT = """\

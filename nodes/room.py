@@ -7,7 +7,7 @@ from typing import Final
 
 from mesh.entries import Entry
 from nodes.chatlog import Line
-from nodes.em import MAX_WINDOW
+from nodes.em_settings import MAX_WINDOW
 from nodes.picture import pictures
 from nodes.turn import Roster
 from protocol.acts import Act

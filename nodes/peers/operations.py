@@ -2,121 +2,37 @@
 
 import base64
 import hashlib
-from typing import Annotated, Any, Final
-
-import msgspec
+from typing import Any, Final
 
 from nodes.control import Operations
 from nodes.errors import NodeError
 from nodes.peers.guests import Wish
 from nodes.peers.peers import Peers
+from nodes.peers.requests import (
+    Accept,
+    Address,
+    Basins,
+    Invite,
+    Look,
+    MeetIn,
+    Nothing,
+    Of,
+    OfBasin,
+    OfWish,
+    Rename,
+    SetQuota,
+    SetTrust,
+)
 from nodes.peers.statements import terms
 from nodes.peers.tables import Peer
 from protocol.address import check_name
-from protocol.invitation import MAX_ADDRESSES, read_address, read_invitation, write_code, write_link
+from protocol.invitation import read_address, read_invitation, write_code, write_link
 from protocol.keys import fingerprint
 from protocol.link import Share, State
 from protocol.quota import Quota
-from protocol.statement import Changes, May, Trust, check_shareable
+from protocol.statement import Changes, May, check_shareable
 
-MAX_EXPIRY_S: Final = 366 * 86_400
 SETTLE_S: Final = 10.0  # that accepting waits for the link itself
-
-Basins = dict[str, May]
-Room = Annotated[str, msgspec.Meta(min_length=2, max_length=255)]  # a Matrix room's id or alias
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
-
-
-class Invite(msgspec.Struct, forbid_unknown_fields=True):
-    """Make an invitation. `name`: what to call whoever comes; None: what they call themselves.
-
-    `room`: a Matrix room in which they are waited for as well.
-    """
-
-    gives: Basins
-    takes: Basins
-    expires_s: Annotated[int, msgspec.Meta(ge=1, le=MAX_EXPIRY_S)]
-    trust: Trust = Trust.GUEST
-    name: str | None = None
-    room: Room | None = None
-
-
-class Look(msgspec.Struct, forbid_unknown_fields=True):
-    """What is offered behind a code or link. `room`: a Matrix room in which the inviter waits as well."""
-
-    code: str
-    room: Room | None = None
-
-
-class Accept(msgspec.Struct, forbid_unknown_fields=True):
-    """Agree to what was offered: `offer` is its digest, from `peer_look`."""
-
-    code: str
-    offer: str
-    trust: Trust = Trust.GUEST
-    name: str | None = None
-    room: Room | None = None
-
-
-class Of(msgspec.Struct, forbid_unknown_fields=True):
-    """About a peer, by its name here or its mesh's id."""
-
-    peer: str
-
-
-class OfBasin(msgspec.Struct, forbid_unknown_fields=True):
-    """About a peer and a basin."""
-
-    peer: str
-    basin: str
-    write: bool = False
-
-
-class SetTrust(msgspec.Struct, forbid_unknown_fields=True):
-    """How far a peer is trusted."""
-
-    peer: str
-    trust: Trust
-
-
-class SetQuota(msgspec.Struct, forbid_unknown_fields=True):
-    """What a peer may use; None: as it is."""
-
-    peer: str
-    acts: Count | None = None
-    chains: Count | None = None
-    tokens: Count | None = None
-
-
-class Address(msgspec.Struct, forbid_unknown_fields=True):
-    """Where a peer is dialled from now on; nowhere: it dials us."""
-
-    peer: str
-    addresses: Annotated[list[str], msgspec.Meta(max_length=MAX_ADDRESSES)]
-
-
-class MeetIn(msgspec.Struct, forbid_unknown_fields=True):
-    """Meet a peer in a Matrix room when there is no better way; None: in no room."""
-
-    peer: str
-    room: Room | None = None
-
-
-class Rename(msgspec.Struct, forbid_unknown_fields=True):
-    """Call a peer something else."""
-
-    peer: str
-    name: str
-
-
-class OfWish(msgspec.Struct, forbid_unknown_fields=True):
-    """About a change that an em asked for, by the beginning of its id in hex."""
-
-    wish: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{4,32}$")]
-
-
-class Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    """No arguments."""
 
 
 def operations(peers: Peers) -> Operations:

@@ -9,9 +9,8 @@ import itertools
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-import msgspec
 import structlog
 
 from mesh.entries import Entry
@@ -22,11 +21,11 @@ from nodes.node import Node
 from nodes.peers.gates import is_heard
 from nodes.peers.peers import Peers
 from nodes.peers.tables import Peer
+from nodes.recalls.messages import MAX_PROOF, MAX_QUESTION, Ask, Cite, Done, No, decode, encode
 from nodes.recalls.search import Cited, search
 from nodes.recalls.tables import Recall, Tables
-from protocol.acts import Act, ActId, Id
+from protocol.acts import Act, ActId
 from protocol.certificate import read_certificate
-from protocol.document import MAX_DOCUMENT
 from protocol.errors import BadDocument, BadProof
 from protocol.husk import is_husk
 from protocol.keys import MeshId
@@ -35,13 +34,11 @@ from protocol.quota import MINUTE_MS
 from protocol.receipt import MAX_CITED, Recalled, digest_of_question, read_recalled, sign_recalled
 from protocol.statement import check_shareable
 
-MAX_QUESTION: Final = 1_000  # characters
 MAX_GRANTED: Final = 64  # basins that one peer may ask about: as many as a receipt names
 MAX_WAITING: Final = 16  # questions that wait to be answered, of all peers; each costs some tenths of a second
 A_MINUTE: Final = 6  # questions of one peer
 COST: Final = 50  # acts of a peer's quota that a question counts for
 ANSWER_S: Final = 20.0  # that a question waits for its answer
-MAX_PROOF: Final = 58_000  # bytes of a citation in one message
 _NO: Final = {
     "grant": "{name} has not granted you that; they would with: mesh peer grant YOU recall BASIN",
     "quota": "{name} has answered enough for now; ask again in some minutes",
@@ -49,43 +46,6 @@ _NO: Final = {
 }
 
 log = structlog.get_logger(__name__)
-
-Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
-_Basin = Annotated[str, msgspec.Meta(max_length=64)]
-
-
-class Ask(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="ask"):
-    """A question; `basin`: about that one alone. `number` is the asker's, for what comes back."""
-
-    number: Number
-    question: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_QUESTION)]
-    basin: _Basin | None = None
-
-
-class Cite(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="cite"):
-    """Part of an answer: a proof (protocol.proof) of the first of these acts, whose frame holds all of them."""
-
-    number: Number
-    proof: Annotated[bytes, msgspec.Meta(max_length=MAX_PROOF)]
-    acts: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_CITED)]
-
-
-class Done(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="done"):
-    """The end of an answer: the receipt."""
-
-    number: Number
-    receipt: Annotated[bytes, msgspec.Meta(max_length=MAX_DOCUMENT)]
-
-
-class No(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="no"):
-    """A question is not answered."""
-
-    number: Number
-    reason: Literal["grant", "quota", "busy"]
-
-
-_encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(Ask | Cite | Done | No).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +125,7 @@ class Recalls:
         number, asked = next(self._numbers), _Asked(peer.mesh, question, basin)
         self._asked[number] = asked
         try:
-            if not self._peers.tell(peer.mesh, self.topic, _encode(Ask(number, question, basin))):
+            if not self._peers.tell(peer.mesh, self.topic, encode(Ask(number, question, basin))):
                 raise NodeError(f"{peer.petname} is not here now; see: mesh who")
             async with asyncio.timeout(ANSWER_S):
                 await asked.ended.wait()
@@ -198,10 +158,7 @@ class Recalls:
 
     def told(self, peer: MeshId, data: bytes) -> None:
         """A peer asks, or answers. Raises BadMessage."""
-        try:
-            message: Ask | Cite | Done | No = _decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            raise BadMessage("what a peer asks or answers cannot be read") from None
+        message = decode(data)
         if isinstance(message, Ask):
             self._take(peer, message)
             return
@@ -278,7 +235,7 @@ class Recalls:
         return times > A_MINUTE
 
     def _refuse(self, peer: MeshId, ask: Ask, reason: Literal["grant", "quota", "busy"]) -> None:
-        self._peers.tell(peer, self.topic, _encode(No(ask.number, reason)))
+        self._peers.tell(peer, self.topic, encode(No(ask.number, reason)))
         words = {"grant": "not granted", "quota": "too often", "busy": "the node was busy"}
         with self._store.transaction():
             asked = Recall(peer, True, ask.question, ask.basin or "", self._peers.now_ms(), words[reason])
@@ -312,8 +269,8 @@ class Recalls:
         receipt = self._receipt(task, [ActId(act) for one, _ in cited for act in one.acts])
         for one, proof in cited:
             message = Cite(task.ask.number, proof, [ActId(act) for act in one.acts])
-            self._peers.tell(task.peer, self.topic, _encode(message))
-        self._peers.tell(task.peer, self.topic, _encode(Done(task.ask.number, receipt)))
+            self._peers.tell(task.peer, self.topic, encode(message))
+        self._peers.tell(task.peer, self.topic, encode(Done(task.ask.number, receipt)))
         acts = sum(len(one.acts) for one, _ in cited)
         told = Recall(
             task.peer,

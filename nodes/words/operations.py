@@ -10,7 +10,8 @@ from mesh.words import plain
 from nodes.control import Operations
 from nodes.errors import NodeError
 from nodes.peers.peers import Peers
-from nodes.words.words import WORDS, Words
+from nodes.words.glosses import WORDS
+from nodes.words.words import Words
 from protocol.keys import MeshId
 from protocol.statement import check_shareable, is_own
 from protocol.terms import MAX_HELD, Slot, fold, new_term

@@ -5,9 +5,8 @@ both know which words they share, also when the acts were said in a basin that o
 """
 
 import asyncio
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -19,6 +18,8 @@ from mesh.words import plain
 from nodes.node import Node
 from nodes.peers.gates import is_heard
 from nodes.peers.peers import Peers
+from nodes.words.glosses import WORDS, Glosses
+from nodes.words.messages import ASKED, Ask, Terms, Use, decode, encode
 from nodes.words.tables import Tables
 from protocol.acts import Act
 from protocol.crossing import plainly, sent_basins
@@ -29,57 +30,19 @@ from protocol.lexicon import Lexicon
 from protocol.statement import STATEMENTS
 from protocol.terms import (
     MAX_HELD,
-    MAX_TERM,
     TERM_ACTS,
     Slot,
-    check_digest,
-    fold,
     read_said,
     read_term,
     write_term,
 )
-from protocol.vocabulary import BODIES, Digest, Term, digest
+from protocol.vocabulary import BODIES, Digest, digest
 
-WORDS: Final = "words"  # the basin where words are made unless another is named; the name on the wire as well
-ASKED: Final = 64  # terms asked for at once
 ANSWER_BYTES: Final = 50_000  # of terms in one message: it holds 60,000, and one term takes up to 4,096
 HEARD_S: Final = 20.0  # until the node has heard what it said; the bus is away if it takes longer
-MAX_GLOSSES: Final = 4  # words explained in one prompt: more would crowd out the talk
-MAX_READINGS: Final = 3  # of one contested word in a prompt
-MAX_LOOKED: Final = 64  # readings of a word that are looked at for that: a peer may have put forward a thousand
-GLOSS_CHARS: Final = 300  # of each definition in a prompt
-GLOSSED_CHARS: Final = 4_000  # of the answered text that words are looked for in
 
-_Digests = Annotated[Sequence[str], msgspec.Meta(max_length=MAX_HELD)]
-_Term = Annotated[bytes, msgspec.Meta(max_length=MAX_TERM)]
 
 log = structlog.get_logger(__name__)
-
-
-class Use(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="use"):
-    """The digests of all that the sender's mesh uses and the receiver may know of.
-
-    `begins`: the receiver is to say the same of itself; one of the two may have spoken before the other listened.
-    """
-
-    digests: _Digests
-    begins: bool
-
-
-class Ask(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="ask"):
-    """Digests whose terms the sender does not know."""
-
-    digests: _Digests
-
-
-class Terms(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag="terms"):
-    """Terms that were asked for, as many as fit, each in its canonical form."""
-
-    terms: Annotated[list[_Term], msgspec.Meta(max_length=ASKED)]
-
-
-_encode: Final = msgspec.msgpack.Encoder().encode
-_decoder: Final = msgspec.msgpack.Decoder(Use | Ask | Terms)
 
 
 class Words:
@@ -99,7 +62,7 @@ class Words:
         self._heard = asyncio.Event()
         peers.join(self)
         peers.gates.reading = self.as_read
-        node.runtime.words = self
+        node.runtime.words = Glosses(self.me, self.lexicon)
 
     # What both sides share
 
@@ -128,17 +91,13 @@ class Words:
     def begin(self, peer: MeshId) -> Iterable[bytes]:
         """Tell what we use."""
         self._said[peer] = self._shown_to(peer)
-        return [_encode(Use(sorted(self._said[peer]), True))]
+        return [encode(Use(sorted(self._said[peer]), True))]
 
     def told(self, peer: MeshId, data: bytes) -> None:
         """A peer tells what it uses, asks for terms, or gives some. Raises BadMessage."""
-        try:
-            message: Use | Ask | Terms = _decoder.decode(data)
-            digests = [] if isinstance(message, Terms) else [check_digest(one) for one in message.digests]
-        except (msgspec.MsgspecError, UnicodeDecodeError, BadTerm):
-            raise BadMessage("what a peer says about words cannot be read") from None
+        message = decode(data)
         match message:
-            case Use():
+            case Use(digests):
                 with self._store.transaction():
                     self.lexicon.tell(peer, digests)
                     self._tables.keep_told(peer, self.lexicon.told[peer])
@@ -146,7 +105,7 @@ class Words:
                 self._ask(peer)
                 if message.begins:
                     self._tell(peer)
-            case Ask():
+            case Ask(digests):
                 self._answer(peer, digests)
             case Terms():
                 self._learn(peer, message.terms)
@@ -194,50 +153,6 @@ class Words:
             raise MeshError("the node does not hear itself; what was said counts when it does") from None
         return act
 
-    # What ems see and say
-
-    def meant(self, name: str, basin: str) -> Digest | None:
-        """The reading that an em means who speaks of a word in a basin: the one put forward last; None for none."""
-        found = [one for one in self.lexicon.find(name) if self._is_said(one, basin)]
-        return found[-1] if found else None
-
-    def glosses(self, text: str, basin: str) -> list[tuple[str, str]]:
-        """The words in a text that this mesh uses, each with what a prompt says about it: a few, in their order.
-
-        Whoever hears the basin may learn it from the em: so only of words that were adopted there, or in `words`.
-        """
-        folded, found = fold(text[:GLOSSED_CHARS]), list[tuple[int, str]]()
-        for name, one in self.lexicon.uses(self.me).items():
-            said, at = self.lexicon.of(self.me, one), _place(name, folded)
-            if at is not None and said is not None and said.basin in (WORDS, basin):
-                found.append((at, name))
-        return [(name, self._gloss(name, basin)) for _, name in sorted(found)[:MAX_GLOSSES]]
-
-    def _is_said(self, about: Digest, basin: str) -> bool:
-        return not self.lexicon.basins(about).isdisjoint((WORDS, basin))
-
-    def _gloss(self, name: str, basin: str) -> str:
-        """One line; of a word that is read in more than one way there, the readings, with whether they are used here.
-
-        Who else uses them is not told: an em would tell it to strangers.
-        """
-        lexicon = self.lexicon
-        ours = lexicon.uses(self.me)[name]
-        others = [one for one in lexicon.find(name) if one != ours and self._is_said(one, basin)][:MAX_LOOKED]
-        read = [lexicon.reading(one) for one in (ours, *others)]
-        is_contested = any(one.contested for one in read) or sum(bool(one.used) for one in read) > 1
-        if not others or not is_contested:
-            return f"{lexicon.terms[ours].name}: {_quoted(lexicon.terms[ours])}"
-        known = sorted((one for one in read if one.used or one.contested or one.proposed), key=lambda one: not one.used)
-        told = [
-            f"{_quoted(one.term)} ({self._users(one.used)})" for one in known[:MAX_READINGS] if one.term is not None
-        ]
-        return f"{lexicon.terms[ours].name}, which is read in several ways: {'; '.join(told)}"
-
-    def _users(self, meshes: Sequence[MeshId]) -> str:
-        where = [*(["here"] if self.me in meshes else []), *(["elsewhere"] if set(meshes) - {self.me} else [])]
-        return f"used {' and '.join(where)}" if where else "used by nobody known here"
-
     def called(self, mesh: MeshId) -> str:
         """What the person here calls a mesh."""
         if mesh == self.me:
@@ -269,7 +184,7 @@ class Words:
     def _tell(self, peer: MeshId) -> bool:
         """Tell a peer what we use; returns whether it will be said."""
         shown = self._shown_to(peer)
-        is_said = self._peers.tell(peer, WORDS, _encode(Use(sorted(shown), False)))
+        is_said = self._peers.tell(peer, WORDS, encode(Use(sorted(shown), False)))
         if is_said:
             self._said[peer] = shown
         return is_said
@@ -278,7 +193,7 @@ class Words:
         missing = sorted(one for one in self.lexicon.told[peer] if one not in self.lexicon.terms)[:ASKED]
         self._asked[peer] = frozenset(missing)
         if missing:
-            self._peers.tell(peer, WORDS, _encode(Ask(missing)))
+            self._peers.tell(peer, WORDS, encode(Ask(missing)))
 
     def _answer(self, peer: MeshId, digests: Iterable[Digest]) -> None:
         shown, terms, size = self._shown_to(peer), list[bytes](), 0
@@ -289,7 +204,7 @@ class Words:
                 if size > ANSWER_BYTES:
                     break
         if terms:
-            self._peers.tell(peer, WORDS, _encode(Terms(terms)))
+            self._peers.tell(peer, WORDS, encode(Terms(terms)))
 
     def _learn(self, peer: MeshId, terms: Iterable[bytes]) -> None:
         """Know what we asked for, under the digest that it has; then ask for what is still missing."""
@@ -309,17 +224,3 @@ class Words:
 
 def _is_none(author: str) -> bool:  # noqa: ARG001 - who is an em there shows in that its acts begin nothing
     return False
-
-
-def _quoted(term: Term) -> str:
-    """A definition for a prompt: one line in quotes, which nothing in it ends."""
-    told = plain(term.definition.replace('"', "'"), GLOSS_CHARS)
-    return f'"{told}"'
-
-
-def _place(name: str, text: str) -> int | None:
-    """Where a word stands in a text for itself, both folded."""
-    if name not in text:
-        return None
-    found = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
-    return found.start() if found else None

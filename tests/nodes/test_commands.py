@@ -29,7 +29,7 @@ from mesh.store import Store
 from nodes import doctor
 from nodes.archive import MAX_CHUNK, File, Header, Reader, Writer
 from nodes.cli import COMMANDS, main
-from nodes.em import EmSettings
+from nodes.em_settings import EmSettings
 from nodes.errors import HomeError, ModelUnavailable, NodeError
 from nodes.home import Home, Running, create_home
 from nodes.models.base import Usage

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from nodes import em as em_module
-from nodes.em import Em, EmSettings, load_em, load_ems
+from nodes.em import Em, load_em, load_ems
+from nodes.em_settings import EmSettings
 from nodes.errors import ConfigError
 from nodes.room import TAIL
 

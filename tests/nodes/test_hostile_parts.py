@@ -25,8 +25,8 @@ from nodes.disputes.disputes import MAX_OPEN
 from nodes.errors import NodeError
 from nodes.peers.statements import terms
 from nodes.peers.tables import Peer
+from nodes.words.glosses import GLOSS_CHARS, MAX_READINGS
 from nodes.words.operations import MAX_AUTHORS
-from nodes.words.words import GLOSS_CHARS, MAX_READINGS
 from protocol.acts import Act, ActId, new_id
 from protocol.address import Subject
 from protocol.budget import Budget
@@ -135,7 +135,7 @@ async def test_nothing_that_a_peer_may_sign_stops_a_node_from_hearing(tmp_path: 
             await ada.vocab(operation, **({"peer": "bob"} if operation == "diff" else {}))
         assert (await ada.dispute("list"))["disputes"]
         await ada.ask("list")
-        assert ada.words.glosses("ebb flow " * 2_000, "tea") == []
+        assert ada.node.runtime.words.glosses("ebb flow " * 2_000, "tea") == []
         assert ada.peers.relationship(bob.mesh).mine.terms.gives.keys() == {"tea"}, "nothing was agreed on for ada"
 
 
@@ -152,7 +152,7 @@ async def test_a_definition_of_a_peers_is_one_quoted_line_in_a_prompt_however_ma
         tricks = [new_term("ebb", f"{number} {trick} {'y' * 900}") for number in range(40)]
         contests = [act("contest", text="?", digest=ours, term=msgspec.to_builtins(one)) for one in tricks]
         heard(ada, bob, "words", *contests)
-        ((name, told),) = ada.words.glosses("ebb", "tea")
+        ((name, told),) = ada.node.runtime.words.glosses("ebb", "tea")
         assert name == "ebb"
         assert told.isprintable()
         assert told.count('"') == 2 * MAX_READINGS
@@ -168,16 +168,16 @@ async def test_an_em_is_not_told_of_words_and_readings_of_another_basin(tmp_path
         await link(ada, cyd, den="write")
         await ada.vocab("propose", name="plan", definition="we leave at dawn", basin="den")
         await ada.vocab("adopt", word="plan")
-        assert ada.words.glosses("what is the plan?", "tea") == []
-        assert ada.words.meant("plan", "tea") is None
-        assert ada.words.glosses("the plan", "den") == [("plan", 'plan: "we leave at dawn"')]
+        assert ada.node.runtime.words.glosses("what is the plan?", "tea") == []
+        assert ada.node.runtime.words.meant("plan", "tea") is None
+        assert ada.node.runtime.words.glosses("the plan", "den") == [("plan", 'plan: "we leave at dawn"')]
         await ada.vocab("propose", name="ebb", definition="out")
         await ada.vocab("adopt", word="ebb")
         ours = ada.words.lexicon.find("ebb")[0]
         theirs = new_term("ebb", "when we leave")
         heard(ada, cyd, "den", act("contest", "cyd-person", text="?", digest=ours, term=msgspec.to_builtins(theirs)))
-        assert ada.words.glosses("ebb", "tea") == [("ebb", 'ebb: "out"')]
-        assert "when we leave" in ada.words.glosses("ebb", "den")[0][1]
+        assert ada.node.runtime.words.glosses("ebb", "tea") == [("ebb", 'ebb: "out"')]
+        assert "when we leave" in ada.node.runtime.words.glosses("ebb", "den")[0][1]
 
 
 async def test_a_peer_does_not_decide_where_one_speaks_of_a_word(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from nodes.chatlog import Line, Scene, Voice, normal
 from nodes.chatlog import parse as parse_log
-from nodes.em import Em, EmSettings
+from nodes.em import Em
+from nodes.em_settings import EmSettings
 from nodes.models.base import PICTURE_TOKENS
 from nodes.picture import Picture
 from nodes.prompt import CUT, MAX_PICTURES, Prompt, Style, build, parse, stops, tokens, window

@@ -11,7 +11,8 @@ from owners import Owner, link, owners, until
 from mesh.links.messages import BadMessage
 from nodes.errors import NodeError
 from nodes.recalls import recalls
-from nodes.recalls.recalls import A_MINUTE, MAX_QUESTION, Ask, Cite, Done, _Asked
+from nodes.recalls.messages import MAX_QUESTION, Ask, Cite, Done
+from nodes.recalls.recalls import A_MINUTE, _Asked
 from nodes.recalls.search import search
 from nodes.recalls.tables import KEPT, Recall, Tables
 from protocol.acts import ActId

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from nodes.chatlog import Line, Voice, parse
-from nodes.em import Em, EmSettings
+from nodes.em import Em
+from nodes.em_settings import EmSettings
 from nodes.errors import ModelRefused
 from nodes.models.scripted import Scripted
 from nodes.prompt import tokens

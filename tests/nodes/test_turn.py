@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mesh.entries import Entry
 from nodes.chatlog import Voice
-from nodes.em import Em, EmSettings
+from nodes.em import Em
+from nodes.em_settings import EmSettings
 from nodes.pattern import compile_pattern
 from nodes.turn import Decision, Roster, decide
 from protocol.acts import Act

@@ -218,7 +218,7 @@ async def test_a_contested_word_is_explained_with_both_readings_and_who_uses_whi
         await until(lambda: len(ada.words.lexicon.find("ebb")) == 2)
         await until(lambda: bob.mesh in ada.words.lexicon.reading(ada.words.lexicon.find("ebb")[1]).used)
         told = 'ebb, which is read in several ways: "the tide going out" (used here); "a rest" (used elsewhere)'
-        assert ada.words.glosses("at Ebb", "tea") == [("ebb", told)]
+        assert ada.node.runtime.words.glosses("at Ebb", "tea") == [("ebb", told)]
         shown = await ada.vocab("show", word="EBB")
         assert shown["contested"]
         assert [[one["called"] for one in reading["used"]] for reading in shown["readings"]] == [["ada"], ["bob"]]
