@@ -22,22 +22,26 @@ class Chain:
     """One chain: its limit, the acts seen, reserved, and promised (said, and not heard yet), the tokens spent.
 
     `begun` is what it began with, `limit` what of that counts here, `mesh` who began it, as far as was heard.
-    `charged`: it is counted among the chains that its mesh began today.
+    `charged`: the meshes among whose chains of today it is counted.
     """
 
     basin: str
     limit: Budget
     begun: Budget
     mesh: MeshId
-    charged: bool = False
     seen: int = 0
     reserved: int = 0
     tokens: int = 0
     reserved_tokens: int = 0
     stopped: bool = False
     promised: set[bytes] = field(default_factory=set[bytes])
+    charged: set[MeshId] = field(default_factory=set[MeshId])
     others: set[MeshId] = field(default_factory=set[MeshId])  # beside this node's mesh, that were heard in it
     sharers: int = 0  # other meshes that may speak in its basin
+
+    def widen(self, limit: Budget, begun: Budget) -> None:
+        """Somebody else has used the root's id for a root of its own: nobody's copy ends what the other began."""
+        self.limit, self.begun = _widest(self.limit, limit), _widest(self.begun, begun)
 
     @property
     def acts_left(self) -> int:
@@ -99,6 +103,8 @@ class Chains:
             if len(self._chains) > MAX_CHAINS:
                 self._chains.popitem(last=False)
             chain.sharers = self._sharers(entry.basin)
+        elif act.is_root and chain.mesh not in {entry.mesh, self._mesh}:
+            chain.widen(self._clamped(entry), act.budget)
         if entry.mesh != self._mesh:
             chain.others.add(entry.mesh)
         if not act.is_root:
@@ -119,15 +125,21 @@ class Chains:
             min(told.until_ms, ours.until_ms),
         )
 
-    def charge(self, act: Act) -> tuple[MeshId, bool] | None:
-        """Which other mesh pays for an answer to this act, and whether its chain is counted already; None: nobody."""
-        chain = self._chains.get(act.root)
-        return None if chain is None or chain.mesh == self._mesh else (chain.mesh, chain.charged)
+    def charge(self, entry: Entry) -> tuple[MeshId, bool] | None:
+        """Which other mesh pays for an answer to this act, and whether its chain is counted already; None: nobody.
 
-    def charged(self, act: Act) -> None:
-        """The chain of this act has been counted among those that its mesh began."""
+        Whoever began the chain; for an answer to a root itself, whoever said it.
+        """
+        chain = self._chains.get(entry.act.root)
+        if chain is None or chain.mesh == self._mesh:
+            return None
+        payer = entry.mesh if entry.act.is_root else chain.mesh
+        return payer, payer in chain.charged
+
+    def charged(self, act: Act, mesh: MeshId) -> None:
+        """The chain of this act has been counted among those that a mesh began."""
         if chain := self._chains.get(act.root):
-            chain.charged = True
+            chain.charged.add(mesh)
 
     def is_stop(self, entry: Entry) -> bool:
         """Whether an act is a word of a person here that all talk in its basin is to end."""
@@ -190,3 +202,12 @@ class Chains:
         """Whether a person stopped the chain of this act."""
         chain = self._chains.get(act.root)
         return chain is not None and chain.stopped
+
+
+def _widest(one: Budget, other: Budget) -> Budget:
+    return Budget(
+        max(one.hops, other.hops),
+        max(one.acts, other.acts),
+        max(one.tokens, other.tokens),
+        max(one.until_ms, other.until_ms),
+    )

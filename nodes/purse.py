@@ -3,13 +3,13 @@
 from typing import Final
 
 from mesh.clock import Clock
+from mesh.entries import Entry
 from nodes.chains import Chains
 from nodes.em import Em
 from nodes.models.base import Usage
 from nodes.quotas import Nobody, Quotas
 from nodes.speaker import Draft, Models
 from nodes.turns import Turns
-from protocol.acts import Act
 from protocol.budget import Budget
 
 HOUR_MS: Final = 3_600_000
@@ -24,30 +24,30 @@ class Purse:
         self.quotas: Quotas = Nobody()
         self._chains, self._models, self._turns, self._clock = chains, models, turns, clock
 
-    def reserve(self, em: Em, act: Act, plan: Draft) -> str | None:
+    def reserve(self, em: Em, entry: Entry, plan: Draft) -> str | None:
         """Reserve an em's answer to an act; returns why not, or None: then `settle` must follow.
 
         Who began the chain is not charged for tokens that cost nobody anything.
         """
-        now = self._clock()
+        act, now = entry.act, self._clock()
         if reason := self._over_budget(em, plan.cost, now) or self._chains.reserve(act, plan.cost, now):
             return reason
-        if charge := self._chains.charge(act):
+        if charge := self._chains.charge(entry):
             mesh, is_counted = charge
             cost = 0 if self._is_free(plan) else plan.cost
             if reason := self.quotas.reserve(mesh, cost, begins=not is_counted):
                 self._chains.settle(act, plan.cost, 0)
                 return reason
-            self._chains.charged(act)
+            self._chains.charged(act, mesh)
         return None
 
-    def settle(self, act: Act, plan: Draft, usage: Usage) -> Budget:
+    def settle(self, entry: Entry, plan: Draft, usage: Usage) -> Budget:
         """What was reserved and not used is given back; returns the budget that the answer carries."""
         used = usage.prompt + usage.completion
-        if charge := self._chains.charge(act):
+        if charge := self._chains.charge(entry):
             price = self._models.price(plan.request.model, usage)
             self.quotas.settle(charge[0], used if self._is_free(plan) else plan.cost, used, price)
-        return self._chains.settle(act, plan.cost, used)
+        return self._chains.settle(entry.act, plan.cost, used)
 
     def _is_free(self, plan: Draft) -> bool:
         return self._models.price(plan.request.model, Usage(PRICED, PRICED)) == 0

@@ -11,6 +11,7 @@ import structlog
 from mesh.clock import Clock
 from mesh.entries import Entry, at, find, recent
 from mesh.errors import MeshError
+from mesh.forgetting import forgotten_among
 from mesh.outbox import Outbox
 from mesh.store import Store
 from nodes.chains import Chains, Mint
@@ -31,6 +32,7 @@ from protocol.budget import Budget
 from protocol.keys import MeshId
 
 RETRY: Final = "retry"
+GONE: Final = "what it would answer was taken back"
 ASKED: Final = {RETRY: "a person asked for another try", "continue": "a person asked it to go on"}  # by `do`
 
 log = structlog.get_logger(__name__)
@@ -69,7 +71,7 @@ class Runtime:
         self.ems: dict[str, Em] = {}
         self._taken: list[Taken] = []
         self._queues: dict[str, deque[Taken]] = {}
-        self._scopes: dict[str, tuple[str, asyncio.Timeout]] = {}
+        self._scopes: dict[str, tuple[Taken, asyncio.Timeout]] = {}
         self._group: asyncio.TaskGroup | None = None
         self._draining = False
         self._idle = asyncio.Event()
@@ -99,7 +101,7 @@ class Runtime:
         for entry in entries:
             self.chains.hear(entry)
             if self.chains.is_stop(entry):
-                self._halt(entry.basin)
+                self._halt(lambda turn, basin=entry.basin: turn.basin == basin)
             if room := self.rooms.get(entry.basin):
                 room.hear(entry)
                 if silent := self._decide(room, entry):
@@ -108,11 +110,16 @@ class Runtime:
             self.turns.keep_silent(silences)
 
     def forget(self, entries: Sequence[Entry]) -> None:
-        """Let go of what was taken back, and of the prompts it was in. Called within the ledger's transaction."""
+        """Let go of what was taken back, of the prompts it was in, and of answers to it that are being written.
+
+        Called within the ledger's transaction.
+        """
         for entry in entries:
             if room := self.rooms.get(entry.basin):
                 room.forget(entry)
         self.turns.forget(entries)
+        gone = {entry.n for entry in entries}
+        self._halt(lambda turn: turn.place in gone)
 
     def proceed(self) -> None:
         """Begin the turns that the last transaction decided. Called after it has committed."""
@@ -172,8 +179,8 @@ class Runtime:
         return silent
 
     def _decided(self, em: str, entry: Entry, rule: str, now_ms: int) -> None:
-        """Record that an em is to answer, once: of acts of several meshes under one id, the first that it would."""
-        identity = reply_id(self._parts.reply_key, em, entry.act, 0)
+        """Record that an em is to answer an act, once."""
+        identity = reply_id(self._parts.reply_key, em, entry.mesh, entry.act, 0)
         turn = Taken(identity, em, entry.act.id, entry.basin, rule, now_ms, entry.n)
         if self.turns.take(turn):
             self._taken.append(turn)
@@ -223,7 +230,7 @@ class Runtime:
             )
         if self._group is not None and not self._draining and turn.em not in self._scopes:
             scope = asyncio.timeout(None)
-            self._scopes[turn.em] = (turn.basin, scope)
+            self._scopes[turn.em] = (turn, scope)
             self._idle.clear()
             self._group.create_task(self._work(turn.em), name=f"em {turn.em}")
 
@@ -258,14 +265,16 @@ class Runtime:
         about, mesh = self._about(entry)
         heard, lines = room.until(about, mesh) if room else (0, list[Line]())
         if not lines or lines[-1].source != f"act:{about.hex()}":
-            return Ending("silent", "what it would answer was taken back, or is too long ago"), ()
+            return Ending("silent", f"{GONE}, or is too long ago"), ()
         glosses = self.words.glosses(lines[-1].text, turn.basin) if em.settings.vocabulary else ()
         try:
             plan = await draft(em, self._parts.models, heard, lines, int.from_bytes(turn.id[8:], "big"), glosses)
         except ModelError as error:
             return Ending("silent", str(error)), ()
+        if self._is_gone(entry):  # while the prompt was made
+            return Ending("silent", GONE), ()
         made_from = (plan.request.model, plan.request.turns)
-        if reason := self.purse.reserve(em, entry.act, plan):
+        if reason := self.purse.reserve(em, entry, plan):
             return Ending("silent", reason, *made_from), ()
         reply, usage, outcome = None, Usage(0, 0), "it said nothing"
         try:
@@ -274,22 +283,23 @@ class Runtime:
         except (ModelError, TimeoutError, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
-            outcome = self._failed(entry.act, error)
+            outcome = self._failed(entry, error)
             usage = Usage(0, 0) if isinstance(error, ModelRefused) else Usage(tokens(plan.request.turns), 0)
-            told = log.info if self.chains.stopped(entry.act) else log.warning
+            told = log.info if self.chains.stopped(entry.act) or outcome == GONE else log.warning
             told("an em could not answer", em=em.name, model=plan.request.model, reason=outcome)
         finally:
-            budget = self.purse.settle(entry.act, plan, usage)
+            budget = self.purse.settle(entry, plan, usage)
         if reply is None or not reply.text:
             return Ending("silent", outcome, *made_from, usage), ()
-        acts = self._speak(em, turn, entry.act, reply.text, budget)
+        acts = self._speak(em, turn, entry, reply.text, budget)
         return Ending("spoken", "spoken", *made_from, usage), acts
 
-    def _speak(self, em: Em, turn: Taken, answered: Act, text: str, budget: Budget) -> Sequence[Placed]:
+    def _speak(self, em: Em, turn: Taken, entry: Entry, text: str, budget: Budget) -> Sequence[Placed]:
         """A reply as acts, each in its basin: the em's words, and what it does beside them as far as the chain lasts.
 
         Their ids follow from what is answered, and so stay the same however often the reply is made.
         """
+        answered = entry.act
         kind = "answer" if answered.kind == "ask" else "say"
         words, spoken = split(text, em.settings.acts, lambda name: self.words.meant(name, turn.basin))
         spoken.sort(key=lambda one: one.basin is not None)  # wishes last: the first act has the turn's id and place
@@ -300,7 +310,7 @@ class Runtime:
             if number and self.chains.reserve(answered, 0, now):
                 break
             left = self.chains.settle(answered, 0, 0) if number else budget
-            identity = reply_id(self._parts.reply_key, f"{em.name}\0{number}", answered, 0) if number else turn.id
+            identity = reply_id(self._parts.reply_key, em.name, entry.mesh, answered, number)
             act = Act(ActId(identity), one.kind, em.name, [answered.id], answered.root, left, now, one.body)
             self.chains.promise(act)
             placed.append((one.basin or turn.basin, act))
@@ -310,7 +320,7 @@ class Runtime:
         """Ask the model, within the chain's time; a person's stop ends it at once."""
         left_s = (entry.act.budget.until_ms - self._parts.clock()) / 1000
         async with asyncio.timeout(left_s) as scope:
-            self._scopes[em.name] = (turn.basin, scope)
+            self._scopes[em.name] = (turn, scope)
 
             def show(text: str) -> None:
                 body = {"text": text, "state": "writing"}
@@ -323,12 +333,18 @@ class Runtime:
             await asyncio.sleep(em.settings.delay_s)
             return await ask(em, self._parts.models, plan.request, show)
 
-    def _failed(self, answered: Act, error: BaseException) -> str:
+    def _failed(self, answered: Entry, error: BaseException) -> str:
         if isinstance(error, ModelError):
             return str(error)
         if isinstance(error, asyncio.CancelledError):
             return "the model gave the call up"
-        return "a person stopped it" if self.chains.stopped(answered) else "the chain's time was over"
+        if self._is_gone(answered):
+            return GONE
+        return "a person stopped it" if self.chains.stopped(answered.act) else "the chain's time was over"
+
+    def _is_gone(self, entry: Entry) -> bool:
+        """Whether an act has been taken back since it was heard."""
+        return forgotten_among(self._parts.store, [entry.act.id], entry.mesh)
 
     def _end(self, turn: Taken, ending: Ending, acts: Sequence[Placed] = ()) -> None:
         """Record the end of a turn, and with it the acts that are to be said."""
@@ -339,10 +355,10 @@ class Runtime:
         for one in waiting:
             self._parts.outbox.send(one)
 
-    def _halt(self, basin: str) -> None:
-        """End what is being written in a basin: its chains are stopped already."""
-        for where, scope in self._scopes.values():
-            if where == basin and scope.when() is not None and not scope.expired():
+    def _halt(self, ends: Callable[[Taken], bool]) -> None:
+        """End the turns that are being written of which `ends` is true."""
+        for turn, scope in self._scopes.values():
+            if scope.when() is not None and not scope.expired() and ends(turn):
                 scope.reschedule(asyncio.get_running_loop().time())
 
 

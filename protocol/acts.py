@@ -14,7 +14,7 @@ import msgspec
 from protocol.address import check_author
 from protocol.budget import Budget, Count
 from protocol.errors import BadAct, BadAddress
-from protocol.keys import Signer
+from protocol.keys import MeshId, Signer
 from protocol.vocabulary import BODIES, MAX_TEXT, Said
 
 ActId = NewType("ActId", bytes)
@@ -91,13 +91,13 @@ def reply_key(signer: Signer) -> bytes:
     return hashlib.blake2b(signer.sign(b"ampmesh/reply/1"), digest_size=32).digest()
 
 
-def reply_id(key: bytes, author: str, answered: Act, attempt: int) -> ActId:
-    """The id of `author`'s reply to an act: the same however often the node crashed in between.
+def reply_id(key: bytes, author: str, mesh: MeshId, answered: Act, number: int) -> ActId:
+    """The id of act `number` (from 0) of `author`'s reply to an act of `mesh`, however often the node crashed since.
 
-    A UUIDv7 whose time is that of the act answered and whose random part is a BLAKE2b hash of (act, author, attempt)
-    under the node's `reply_key`: nobody else can tell it beforehand and take it.
+    A UUIDv7 whose time is that of the act answered and whose random part is a BLAKE2b hash of (mesh, act, author,
+    number) under the node's `reply_key`: nobody else can tell it beforehand and take it.
     """
-    parts = b"\0".join((answered.id, author.encode(), str(attempt).encode()))
+    parts = b"\0".join((mesh.encode(), answered.id, author.encode(), str(number).encode()))
     return new_id(answered.at_ms, hashlib.blake2b(parts, digest_size=RANDOM_BYTES, key=key).digest())
 
 

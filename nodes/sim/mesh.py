@@ -213,22 +213,22 @@ class Mesh:
 
     def _begin(self, em: str, entry: Entry) -> None:
         """Reserve an answer in its chain, and with the mesh that began it, as the runtime does before a model call."""
-        if reason := self.reserve(entry.act):
+        if reason := self.reserve(entry):
             self.world.silent(reason)
             return
         self.world.clockwork.after(WRITE_MS, self._finish, em, entry)
 
-    def reserve(self, act: Act) -> str | None:
+    def reserve(self, entry: Entry) -> str | None:
         """Why an answer may not be paid for, or None when it is reserved."""
-        now = self.clock()
+        act, now = entry.act, self.clock()
         if reason := self.chains.reserve(act, COST, now):
             return f"the chain is spent: {reason}"
-        if charge := self.chains.charge(act):
+        if charge := self.chains.charge(entry):
             mesh, is_counted = charge
             if reason := self.gates.reserve(mesh, COST, begins=not is_counted):
                 self.chains.settle(act, COST, 0)
                 return reason
-            self.chains.charged(act)
+            self.chains.charged(act, mesh)
             payer = self.world.numbers[mesh]
             self.world.oracle.spent(self.number, payer, 0, now, begins=not is_counted)
         return None
@@ -237,11 +237,11 @@ class Mesh:
         """The model has written."""
         act, now = entry.act, self.clock()
         used = USED[0] + _draw(act.id, em, "used") % (USED[1] - USED[0])
-        if charge := self.chains.charge(act):
+        if charge := self.chains.charge(entry):
             self.gates.settle(charge[0], COST, used, None)
             self.world.oracle.spent(self.number, self.world.numbers[charge[0]], used, now, begins=False)
         budget = self.chains.settle(act, COST, used)
-        identity = reply_id(self._reply_key, em, act, 0)
+        identity = reply_id(self._reply_key, em, entry.mesh, act, 0)
         answer = Act(identity, "say", em, [act.id], act.root, budget, now, {"text": "I think so too."})
         self.chains.promise(answer)
         self.say(entry.basin, [answer])

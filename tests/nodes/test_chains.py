@@ -104,3 +104,30 @@ def test_a_person_stops_what_began_before_and_nothing_later() -> None:
 
 def test_a_chain_that_nobody_remembers_is_not_answered() -> None:
     assert Chains(MESH_ID).spent(root("x"), NOW) == "its chain is forgotten"
+
+
+def test_a_copy_of_a_root_ends_no_chain_and_pays_for_itself_alone() -> None:
+    """Two meshes begin something under one id, the first with nothing to spend: the other's is answered at its cost."""
+    hers, his = (MeshId(Signer(key * 32, KeyKind.MESH).public) for key in (b"t", b"x"))
+    chains = Chains(MESH_ID, lambda _basin, _now: BUDGET)
+    copy, start = root("his", 1, budget=Budget(0, 0, 0, 0)), root("hers", 1, budget=BUDGET)
+    said = [entry(copy)._replace(mesh=his), entry(start)._replace(mesh=hers)]
+    for one in said:
+        chains.hear(one)
+    assert [chains.charge(one) for one in said] == [(his, False), (hers, False)]
+    assert chains.spent(copy, NOW) == "no hops left"
+    assert chains.reserve(start, COST, NOW) is None
+    chains.charged(start, hers)
+    assert chains.settle(start, COST, COST).acts == BUDGET.acts - 1
+    assert [chains.charge(one) for one in said] == [(his, False), (hers, True)]
+
+
+def test_nobody_widens_a_chain_of_ours() -> None:
+    other = MeshId(Signer(b"x" * 32, KeyKind.MESH).public)
+    chains, start = Chains(MESH_ID, lambda _basin, _now: BUDGET), root("x", 1, budget=Budget(1, 1, COST, NOW + 1))
+    chains.hear(entry(start))
+    chains.hear(entry(root("x", 1, budget=BUDGET))._replace(mesh=other))
+    assert chains.reserve(start, COST, NOW) is None
+    chains.settle(start, COST, COST)
+    chains.promise(start)
+    assert chains.reserve(start, 0, NOW) == "no acts left"

@@ -90,8 +90,9 @@ def test_a_chain_from_elsewhere_is_held_to_what_one_of_ours_would_get() -> None:
     ours = Budget(3, 4, 100, NOW + 1_000)
     chains = Chains(MESH_ID, lambda _basin, _now: ours)
     start = root("x", 1, budget=Budget(30, 60, 1_000_000, NOW + 10**9))
-    chains.hear(Entry(1, "tea", PEER, NODE, start))
-    assert chains.charge(start) == (PEER, False)
+    heard = Entry(1, "tea", PEER, NODE, start)
+    chains.hear(heard)
+    assert chains.charge(heard) == (PEER, False)
     assert chains.reserve(start, 101, NOW) == "too few tokens left for a reply"
     assert chains.reserve(start, 60, NOW) is None
     left = chains.settle(start, 60, 40)
@@ -105,8 +106,9 @@ def test_a_chain_from_elsewhere_is_held_to_what_one_of_ours_would_get() -> None:
     chains.hear(Entry(3, "tea", PEER, NODE, deep))
     assert "no hops left" in str(chains.spent(deep, NOW))
     mine = root("y", 4, budget=BUDGET)
-    chains.hear(Entry(4, "tea", MESH_ID, NODE, mine))
-    assert chains.charge(mine) is None
+    heard = Entry(4, "tea", MESH_ID, NODE, mine)
+    chains.hear(heard)
+    assert chains.charge(heard) is None
 
 
 class Says(Alone):

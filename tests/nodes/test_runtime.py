@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import pytest
-from harness import NODE, NOW, World, quiet, root, until, write_em
+from harness import MESH_ID, NODE, NOW, World, quiet, root, until, write_em
 
 from mesh.bus.memory import MemoryBroker, MemoryBus
 from mesh.entries import find, recent
@@ -35,7 +35,7 @@ async def test_a_named_em_answers_once_and_the_reply_refers_to_what_it_answers(w
         act = await node.say("yappings", "aporia?", [])
         await quiet(node)
         assert said(node) == [("mara", "aporia?"), ("aporia", "First. Second.")]
-        reply = find(node.ground.store, reply_id(reply_key(NODE), "aporia", act, 0))
+        reply = find(node.ground.store, reply_id(reply_key(NODE), "aporia", MESH_ID, act, 0))
         assert reply is not None
         assert (reply.act.refs, reply.act.root) == ([act.id], act.id)
         assert reply.act.budget.hops == act.budget.hops - 1
@@ -140,7 +140,7 @@ async def test_a_node_cut_off_in_a_call_takes_the_turn_up_again_and_replies_once
     async with world.node(Scripted(["Whole."])) as node:
         await quiet(node)
         assert said(node) == [("mara", "aporia?"), ("aporia", "Whole.")]
-        assert find(node.ground.store, reply_id(reply_key(NODE), "aporia", act, 0)) is not None
+        assert find(node.ground.store, reply_id(reply_key(NODE), "aporia", MESH_ID, act, 0)) is not None
 
 
 async def test_a_reply_that_waits_in_the_outbox_is_sent_at_the_next_start(world: World) -> None:

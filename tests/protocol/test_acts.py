@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from protocol.acts import Act, check_act, new_id, reply_id, reply_key
 from protocol.address import Address, Subject, check_author, check_name, parse_address, parse_subject
 from protocol.errors import BadAct, BadAddress, ProtocolError
+from protocol.keys import KeyKind, MeshId, Signer
 from protocol.vocabulary import BODIES, core_terms, digest
 
 ONE, TWO = reply_key(NODE), reply_key(OTHER)
+HERS, HIS = MeshId(MESH.public), MeshId(Signer(b"x" * 32, KeyKind.MESH).public)
 
 
 @given(st.integers(0, 2**48 - 1), st.binary(min_size=10, max_size=10))
@@ -28,10 +30,11 @@ def test_ids_are_uuid7_and_ordered_by_time(now: int, randomness: bytes) -> None:
 
 @given(acts(), names, names)
 def test_a_reply_has_one_id_however_often_it_is_made(act: Act, one: str, other: str) -> None:
-    assert reply_id(ONE, one, act, 0) == reply_id(ONE, one, act, 0)
-    assert reply_id(ONE, one, act, 0) != reply_id(ONE, one, act, 1)
-    assert reply_id(ONE, one, act, 0) != reply_id(TWO, one, act, 0)
-    assert (reply_id(ONE, one, act, 0) == reply_id(ONE, other, act, 0)) == (one == other)
+    assert reply_id(ONE, one, HERS, act, 0) == reply_id(ONE, one, HERS, act, 0)
+    assert reply_id(ONE, one, HERS, act, 0) != reply_id(ONE, one, HERS, act, 1)
+    assert reply_id(ONE, one, HERS, act, 0) != reply_id(ONE, one, HIS, act, 0)
+    assert reply_id(ONE, one, HERS, act, 0) != reply_id(TWO, one, HERS, act, 0)
+    assert (reply_id(ONE, one, HERS, act, 0) == reply_id(ONE, other, HERS, act, 0)) == (one == other)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_keys_documents_and_ids() -> None:
     told = VECTORS["reply_id"]
     answered = bytes.fromhex(told["answered"])
     act = Act(answered, "say", "me", [], answered, Budget(1, 1, 1, 1), told["at_ms"], {"text": ""})
-    assert reply_id(reply_key(NODE), told["author"], act, told["attempt"]).hex() == told["id"]
+    assert reply_id(reply_key(NODE), told["author"], MESH.public, act, told["number"]).hex() == told["id"]
 
 
 def test_the_vocabulary() -> None:
