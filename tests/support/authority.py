@@ -17,7 +17,12 @@ class Authority:
     def __init__(self, folder: Path) -> None:
         self.folder, self.key = folder, ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
-        own = self._builder(self.name, self.key).add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        own = (
+            self._builder(self.name, self.key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_may_sign(), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
+        )
         self.trusted = ssl.create_default_context(
             cadata=own.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
         )
@@ -32,6 +37,9 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(days=1))
             .not_valid_after(now + timedelta(days=1))
+            .add_extension(  # Python 3.13 takes no certificate without it
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
+            )
         )
 
     def issue(self) -> tuple[Path, Path]:
@@ -45,3 +53,18 @@ class Authority:
         files[1].touch(0o600)
         files[1].write_bytes(key.private_bytes(*pem))
         return files
+
+
+def _may_sign() -> x509.KeyUsage:
+    """What an authority's key is for: to sign certificates and lists."""
+    return x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -124,9 +124,14 @@ async def sides(path: Path) -> AsyncIterator[tuple[Side, Side]]:
             group.create_task(side.ledger.run(f"node-{number}", lambda: None, side.proceed))
             for number, side in enumerate(pair)
         ]
-        yield pair
-        for task in tasks:
-            task.cancel()
+        try:
+            yield pair
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            for side in pair:
+                side.store.close()
 
 
 async def until_heard(side: Side, basin: str, texts: list[str]) -> None:
