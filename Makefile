@@ -18,7 +18,7 @@ test-fast: $(VENV)/.dev  ## without the live ones
 test-kills: $(VENV)/.dev  ## 200 random schedules of kill -9 over three owners, and a link cut for a minute; 10 minutes
 	AMPMESH_KILLS=200 AMPMESH_CUT_S=60 $(BIN)/python -m pytest -q tests/live -k "random_kills_lose_double or link_that_is_cut"
 
-test-browser: $(VENV)/.browser  ## ems in a Matrix room, seen in a web client; needs npm and chromium
+test-browser: $(VENV)/.browser  ## ems in Matrix rooms, as two web clients see them; needs npm and chromium
 	$(BIN)/python -m pytest -q tests/browser
 
 lint: $(VENV)/.dev

@@ -43,6 +43,12 @@ def forgotten_among(store: Store, identities: Collection[bytes], mesh: MeshId | 
     return store.one(sql, [*identities, mesh]) is not None
 
 
+def is_unwanted(store: Store, target: bytes, mesh: MeshId, author: str) -> bool:
+    """Whether an author of a mesh has taken an act back, maybe before it came."""
+    sql = "SELECT 1 FROM redactions WHERE target = ? AND mesh = ? AND author = ?"
+    return store.one(sql, (target, mesh, author)) is not None
+
+
 class Forgetting:
     """The ledger's way to forget. All but `due` is called within its transaction."""
 

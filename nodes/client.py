@@ -134,12 +134,12 @@ class Client:
         """The newest acts of a basin, oldest first."""
         return (await self.request("history", {"basin": basin, "limit": limit}))["acts"]
 
-    async def request(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def request(self, operation: str, arguments: dict[str, Any], timeout_s: float = REQUEST_S) -> dict[str, Any]:
         """Ask the node for something. Raises NotRunning, or NodeError with the node's own sentence."""
         nonce, body = secrets.token_bytes(NONCE_BYTES), msgspec.json.encode(arguments)
         asked = encode_request(self._signer, operation, self._clock(), nonce, body)
         try:
-            data = await self._bus.request(f"c.{self._mesh}.{operation}", asked, REQUEST_S)
+            data = await self._bus.request(f"c.{self._mesh}.{operation}", asked, timeout_s)
         except BusRefused:
             raise NotRunning("the bus runs but no node answers on it; start it with: mesh up") from None
         except BusUnavailable as error:

@@ -24,10 +24,22 @@ def lines(texts: Iterable[str], hang: int | None = None) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Columns as wide as their widest cell; every cell is made safe to show."""
+    """Columns as wide as their widest cell on a terminal; every cell is made safe to show."""
     cells = [list(head), *([plain(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    widths = [max(map(_columns, column)) for column in zip(*cells, strict=True)]
+    return [GAP.join(map(_padded, row, widths)).rstrip() for row in cells]
+
+
+def _columns(cell: str) -> int:
+    if cell.isascii():
+        return len(cell)
+    from rich.cells import cell_len
+
+    return cell_len(cell)
+
+
+def _padded(cell: str, width: int) -> str:
+    return cell + " " * (width - _columns(cell))
 
 
 def when(at_ms: int | None) -> str:

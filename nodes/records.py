@@ -56,6 +56,7 @@ def damaged(path: Path | str) -> str:
         return f"{path} is damaged; move it away and start again"
     return (
         f"{path} is damaged; move it away and start again: it is rebuilt from the stream, all but what `mesh why` knows"
+        " and which Matrix rooms there are"
     )
 
 

@@ -11,7 +11,7 @@ import structlog
 from mesh.clock import Clock
 from mesh.entries import Entry, at, find, recent
 from mesh.errors import MeshError
-from mesh.forgetting import forgotten_among
+from mesh.forgetting import forgotten_among, is_unwanted
 from mesh.outbox import Outbox
 from mesh.store import Store
 from nodes.chains import Chains, Mint
@@ -33,6 +33,7 @@ from protocol.keys import MeshId
 
 RETRY: Final = "retry"
 GONE: Final = "what it would answer was taken back"
+UNWANTED: Final = "it was taken back while it was being written"
 ASKED: Final = {RETRY: "a person asked for another try", "continue": "a person asked it to go on"}  # by `do`
 
 log = structlog.get_logger(__name__)
@@ -102,6 +103,9 @@ class Runtime:
             self.chains.hear(entry)
             if self.chains.is_stop(entry):
                 self._halt(lambda turn, basin=entry.basin: turn.basin == basin)
+            if entry.act.kind == "redact" and entry.act.refs and entry.mesh == self._parts.mesh:
+                redact = entry.act
+                self._halt(lambda turn, redact=redact: (turn.id, turn.em) == (redact.refs[0], redact.author))
             if room := self.rooms.get(entry.basin):
                 room.hear(entry)
                 if silent := self._decide(room, entry):
@@ -271,8 +275,8 @@ class Runtime:
             plan = await draft(em, self._parts.models, heard, lines, int.from_bytes(turn.id[8:], "big"), glosses)
         except ModelError as error:
             return Ending("silent", str(error)), ()
-        if self._is_gone(entry):  # while the prompt was made
-            return Ending("silent", GONE), ()
+        if gone := self._gone(turn, entry):  # while the prompt was made
+            return Ending("silent", gone), ()
         made_from = (plan.request.model, plan.request.turns)
         if reason := self.purse.reserve(em, entry, plan):
             return Ending("silent", reason, *made_from), ()
@@ -283,14 +287,15 @@ class Runtime:
         except (ModelError, TimeoutError, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
-            outcome = self._failed(entry, error)
+            outcome = self._failed(turn, entry, error)
             usage = Usage(0, 0) if isinstance(error, ModelRefused) else Usage(tokens(plan.request.turns), 0)
-            told = log.info if self.chains.stopped(entry.act) or outcome == GONE else log.warning
+            told = log.info if self.chains.stopped(entry.act) or outcome in {GONE, UNWANTED} else log.warning
             told("an em could not answer", em=em.name, model=plan.request.model, reason=outcome)
         finally:
             budget = self.purse.settle(entry, plan, usage)
-        if reply is None or not reply.text:
-            return Ending("silent", outcome, *made_from, usage), ()
+        gone = self._gone(turn, entry)  # maybe in the very moment when it was ready
+        if reply is None or not reply.text or gone:
+            return Ending("silent", gone or outcome, *made_from, usage), ()
         acts = self._speak(em, turn, entry, reply.text, budget)
         return Ending("spoken", "spoken", *made_from, usage), acts
 
@@ -333,18 +338,21 @@ class Runtime:
             await asyncio.sleep(em.settings.delay_s)
             return await ask(em, self._parts.models, plan.request, show)
 
-    def _failed(self, answered: Entry, error: BaseException) -> str:
+    def _failed(self, turn: Taken, answered: Entry, error: BaseException) -> str:
         if isinstance(error, ModelError):
             return str(error)
         if isinstance(error, asyncio.CancelledError):
             return "the model gave the call up"
-        if self._is_gone(answered):
-            return GONE
+        if gone := self._gone(turn, answered):
+            return gone
         return "a person stopped it" if self.chains.stopped(answered.act) else "the chain's time was over"
 
-    def _is_gone(self, entry: Entry) -> bool:
-        """Whether an act has been taken back since it was heard."""
-        return forgotten_among(self._parts.store, [entry.act.id], entry.mesh)
+    def _gone(self, turn: Taken, entry: Entry) -> str | None:
+        """Why a turn is not to be ended by its words: what it answers, or these themselves, have been taken back."""
+        store, (about, mesh) = self._parts.store, self._about(entry)
+        if forgotten_among(store, [entry.act.id], entry.mesh) or forgotten_among(store, [about], mesh):
+            return GONE
+        return UNWANTED if is_unwanted(store, turn.id, self._parts.mesh, turn.em) else None
 
     def _end(self, turn: Taken, ending: Ending, acts: Sequence[Placed] = ()) -> None:
         """Record the end of a turn, and with it the acts that are to be said."""

@@ -1,12 +1,15 @@
 """Wires through a Matrix room, or whatever else takes short messages for all who are there, in any order.
 
-A packet is a MessagePack array `[slot, calls, stream, number, data]`. The end of a slot that answers says, under number
-0, which stream it has made afresh; the end that calls asks for that, and uses it. A stream's packets are numbered from
-1, put in order, and dropped when they come twice; an empty one ends it. So what a homeserver brings late, or again,
-never reaches a session that it is not of.
+A packet is a MessagePack array `[name, calls, stream, number, data, tag]`. Its name and tag are made with the slot,
+which only the two ends know: what others write is no packet. The end that calls asks, under number 0, with a fresh
+word; the end that answers says which stream it has made afresh, with that word. A stream's packets are numbered from 1,
+put in order, and dropped when they come twice; an empty one ends it. Fresh words and streams grow: so what a homeserver
+brings late, or anybody once more, never reaches a session that it is not of, and interrupts none.
 """
 
 import asyncio
+import hashlib
+import hmac
 import os
 from collections import deque
 from contextlib import suppress
@@ -15,21 +18,26 @@ from typing import Annotated, Final, Protocol
 
 import msgspec
 
+from mesh.clock import Clock, now_ms
 from mesh.links.pieces import Joining, cut
 from mesh.links.ways import ROOM, SLOT_BYTES
 from mesh.links.wire import Wire, WireBroken
 
 BEAT_S: Final = 120.0  # a room keeps every event for ever, and homeservers take few a minute
-STREAM_BYTES: Final = 8
-PIECE: Final = 46_000  # bytes: with its packet's own 60 it fits an event (mesh.bridges.matrix.link.MAX_INSIDE)
-MAX_HELD: Final = 256  # packets of a stream that nobody has read yet: 12 MB; a peer that sends more is hung up on
+FRESH_BYTES: Final = 8  # of a stream's name, or of the word of who asks: milliseconds and a count
+COUNTED_BITS: Final = 16
+TAG_BYTES: Final = 16
+PIECE: Final = 33_000  # bytes: with its packet's own 80 it fits a sealed event (mesh.bridges.matrix.link.MAX_SEALED)
+MAX_HELD: Final = 256  # packets of a stream that nobody has read yet: 8 MB; a peer that sends more is hung up on
 MAX_PLACES: Final = 256  # slots of one room that are waited in, or talked through
-PAUSE_S: Final = 5.0  # between two answers to those who ask whether somebody is there
+PAUSE_S: Final = (0.5, 5.0)  # first and longest wait between two answers to those who ask, doubling after the first
 FAREWELL_S: Final = 1.0  # that a homeserver may take over a farewell; it may bring it later
 KEY_BYTES: Final = 12
+_NAME: Final = b"ampmesh/room/1/name\0"
+_TAG: Final = b"ampmesh/room/1/tag\0"
 _OVER: Final = "the other end has left the room's talk, or begun it anew"
 
-Slot = Annotated[bytes, msgspec.Meta(min_length=SLOT_BYTES, max_length=SLOT_BYTES)]
+Name = Annotated[bytes, msgspec.Meta(min_length=SLOT_BYTES, max_length=SLOT_BYTES)]
 
 
 class Carrier(Protocol):
@@ -41,13 +49,27 @@ class Carrier(Protocol):
 
 
 class Packet(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """What travels. Number 0 opens: asked without a stream by the end that calls, answered with one."""
+    """What travels. Number 0 opens: asked without a stream by the end that calls, answered with one.
 
-    slot: Slot
+    Its data is the word of who asked; nothing, when the end that answers says by itself that it is there.
+    """
+
+    name: Name
     calls: bool
-    stream: Annotated[bytes, msgspec.Meta(max_length=STREAM_BYTES)]
+    stream: Annotated[bytes, msgspec.Meta(max_length=FRESH_BYTES)]
     number: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
     data: Annotated[bytes, msgspec.Meta(max_length=PIECE)]
+    tag: Annotated[bytes, msgspec.Meta(min_length=TAG_BYTES, max_length=TAG_BYTES)] = bytes(TAG_BYTES)
+
+    def tagged(self, slot: bytes) -> "Packet":
+        """The packet as the ends of a slot write it."""
+        said = _TAG + msgspec.msgpack.encode((self.calls, self.stream, self.number, self.data))
+        return msgspec.structs.replace(self, tag=hashlib.blake2b(said, key=slot, digest_size=TAG_BYTES).digest())
+
+
+def name_of(slot: bytes) -> bytes:
+    """What a slot is called in a room: those who do not know it cannot tell it from its name."""
+    return hashlib.blake2b(_NAME, key=slot, digest_size=SLOT_BYTES).digest()
 
 
 _decoder: Final = msgspec.msgpack.Decoder(Packet)
@@ -63,17 +85,18 @@ def read_packet(data: bytes) -> Packet | None:
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """One end of a slot. `sender` is the Matrix user as which the other end speaks; `asker` names who asked for it."""
+    """One end of a slot. `asker` is the newest word of the end that calls: ours, or what was heard."""
 
     slot: bytes
+    name: bytes
     calls: bool
     stream: bytes
-    sender: str = ""
     asker: bytes = b""
     is_asked: bool = False
     is_open: bool = False
     is_over: bool = False
     stirred: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
     early: dict[int, bytes] = field(default_factory=dict[int, bytes])
     ready: deque[bytes] = field(default_factory=deque[bytes])
     expected: int = 1
@@ -142,18 +165,22 @@ class RoomWire:
 class Room:
     """All slots of one room. `heard` is called with everything that comes from it."""
 
-    def __init__(self, carrier: Carrier) -> None:
-        self._carrier = carrier
+    def __init__(self, carrier: Carrier, clock: Clock = now_ms) -> None:
+        self._carrier, self._clock, self._newest = carrier, clock, 0
         self._places: dict[tuple[bytes, bool], _Place] = {}
 
     async def open(self, slot: bytes, *, calls: bool) -> Wire:
-        """Wait in a slot until the other end is there. Raises WireBroken."""
-        if before := self._places.get((slot, calls)):
-            self.leave(before)
+        """Wait in a slot until the other end is there; one wire after the other. Raises WireBroken."""
+        name = name_of(slot)
+        while before := self._places.get((name, calls)):
+            if before.is_over or not before.is_open:
+                self.leave(before)
+            await before.left.wait()  # whoever is there now may be slow: homeservers make them wait for each packet
         if len(self._places) >= MAX_PLACES:
             raise WireBroken("too many talk in that room")
-        place = _Place(slot, calls, b"" if calls else os.urandom(STREAM_BYTES))
-        self._places[slot, calls] = place
+        word = self._fresh()
+        place = _Place(slot, name, calls, stream=b"" if calls else word, asker=word if calls else b"")
+        self._places[name, calls] = place
         try:
             await self._until_open(place)
         except BaseException:
@@ -162,69 +189,75 @@ class Room:
         return RoomWire(self, place)
 
     async def _until_open(self, place: _Place) -> None:
-        """Ask who is there, or say that we are, and again to whoever asks later."""
-        loop, word = asyncio.get_running_loop(), os.urandom(STREAM_BYTES) if place.calls else b""
-        await self.say(place, 0, word)
+        """Ask who is there, or say that we are, and again when the other end comes later: at once, then with pauses."""
+        loop, pause_s = asyncio.get_running_loop(), 0.0
         said_s = loop.time()
+        await self.say(place, 0, place.asker)
         while not place.is_open:
             if place.is_over:
                 raise WireBroken(_OVER)
             try:
-                async with asyncio.timeout_at(said_s + PAUSE_S if place.is_asked else None):
+                async with asyncio.timeout_at(said_s + pause_s if place.is_asked else None):
                     await place.stirred.wait()
                 place.stirred.clear()
             except TimeoutError:
                 place.is_asked = False
-                await self.say(place, 0, word)
-                said_s = loop.time()
+                await self.say(place, 0, place.asker)
+                said_s, pause_s = loop.time(), min(max(2 * pause_s, PAUSE_S[0]), PAUSE_S[1])
 
     async def say(self, place: _Place, number: int, data: bytes) -> None:
         """Send a packet of a place of ours. Raises WireBroken."""
-        packet = Packet(place.slot, place.calls, place.stream, number, data)
+        packet = Packet(place.name, place.calls, place.stream, number, data).tagged(place.slot)
         await self._carrier.send(msgspec.msgpack.encode(packet), os.urandom(KEY_BYTES).hex())
+
+    def _fresh(self) -> bytes:
+        """A word that is greater than all that were made here before, also by earlier runs, if the clock is right."""
+        self._newest = max(self._newest + 1, self._clock() << COUNTED_BITS)
+        return self._newest.to_bytes(FRESH_BYTES, "big")
 
     def leave(self, place: _Place) -> bool:
         """Be there no more; returns whether the other end may think that we are."""
         was_open = place.is_open and not place.is_over
         place.end()
-        if self._places.get((place.slot, place.calls)) is place:
-            del self._places[place.slot, place.calls]
+        place.left.set()
+        if self._places.get((place.name, place.calls)) is place:
+            del self._places[place.name, place.calls]
         return was_open
 
-    def heard(self, data: bytes, sender: str) -> None:
-        """Something came from the room, of a Matrix user's; what is not for us is let be."""
+    def heard(self, data: bytes) -> None:
+        """Something came from the room; what is not for us, or not by the other end, is let be."""
         packet = read_packet(data)
-        place = packet and self._places.get((packet.slot, not packet.calls))
-        if not packet or not place:
+        place = packet and self._places.get((packet.name, not packet.calls))
+        if not packet or not place or not hmac.compare_digest(packet.tagged(place.slot).tag, packet.tag):
             return
         if packet.number == 0:
-            (self._asked if packet.calls else self._here)(place, packet, sender)
-        elif packet.stream != place.stream or sender != (place.sender or sender):
-            self._ask(place)  # it was opened for an earlier run of ours
-        else:
-            place.sender, place.is_open = sender, True
+            (self._asked if packet.calls else self._here)(place, packet)
+        elif packet.stream == place.stream:
+            place.is_open = True
             place.take(packet.number, packet.data)
+        else:
+            self._ask(place)  # the other end thinks of an earlier run of ours
 
-    def _asked(self, place: _Place, packet: Packet, sender: str) -> None:
-        """The end that calls asks who is there; when it asks anew it has begun anew."""
-        if not place.is_open:
-            place.asker = packet.data
-            self._ask(place)
-        elif sender == place.sender and place.asker not in (b"", packet.data):
+    def _asked(self, place: _Place, packet: Packet) -> None:
+        """The end that calls asks who is there; with a newer word it has begun anew."""
+        if packet.data > place.asker and place.is_open:
             place.end()
-        elif sender == place.sender:
-            place.asker = packet.data
+        place.asker = max(place.asker, packet.data)
+        self._ask(place)
 
-    def _here(self, place: _Place, packet: Packet, sender: str) -> None:
-        """The end that answers is there; under another stream's name it has begun anew."""
-        if not place.is_open:
-            place.stream, place.sender, place.is_open = packet.stream, sender, True
+    def _here(self, place: _Place, packet: Packet) -> None:
+        """The end that answers is there, as we asked or by itself; with a newer stream it has begun anew."""
+        if place.is_open:
+            if packet.stream > place.stream:
+                place.end()
+        elif packet.data == place.asker:
+            place.stream, place.is_open = packet.stream, True
             place.stirred.set()
-        elif sender == place.sender and packet.stream != place.stream:
-            place.end()
+        elif not packet.data:
+            self._ask(place)
 
     def _ask(self, place: _Place) -> None:
-        if not place.calls and not place.is_open:
+        if not place.is_open:
             place.is_asked = True
             place.stirred.set()
 

@@ -37,9 +37,10 @@ def span(most_days: int) -> Callable[[str], int]:
     return read
 
 
-async def ask(home: "Home", operation: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Have the running node do something. Raises NodeError, NotRunning."""
+async def ask(home: "Home", operation: str, given: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
+    """Have the running node do something; None is the usual time limit. Raises NodeError, NotRunning."""
+    from nodes.client import REQUEST_S
     from nodes.commands.assembly import connect
 
     async with connect(home) as client:
-        return await client.request(operation, given)
+        return await client.request(operation, given, timeout_s or REQUEST_S)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from nodes.commands.asking import DAY_S, ask, span
 from nodes.commands.common import home_of, print_json
+from nodes.commands.matrix import ROOM_S, room_of
 
 DECLINED: Final = 1
 TRUST: Final = "what they see and may use: close, known, guest (what is said from now on), silent (not listened to)"
@@ -39,15 +40,15 @@ async def _invite(options: argparse.Namespace) -> None:
     from mesh.words import plain
     from nodes.layout import lines, when
 
-    given = {
+    given: dict[str, Any] = {
         "gives": dict(options.give),
         "takes": dict(options.take),
         "expires_s": options.expires,
         "trust": options.trust,
         "name": options.name,
-        "room": options.room,
+        "room": room_of(options.room) if options.room else None,
     }
-    told = await ask(home_of(options), "peer_invite", given)
+    told = await ask(home_of(options), "peer_invite", given, ROOM_S if options.room else None)
     if options.json:
         print_json(told)
         return
@@ -84,7 +85,8 @@ async def _accept(options: argparse.Namespace) -> int:
     from nodes.layout import lines, when
 
     home, code = home_of(options), " ".join(options.code)
-    offer = await ask(home, "peer_look", {"code": code, "room": options.room})
+    room, timeout_s = (room_of(options.room), ROOM_S) if options.room else (None, None)
+    offer = await ask(home, "peer_look", {"code": code, "room": room}, timeout_s)
     if not options.json:
         lines(
             [
@@ -105,8 +107,8 @@ async def _accept(options: argparse.Namespace) -> int:
         if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
             lines(["Nothing was agreed on; the invitation can still be used."])
             return DECLINED
-    given = {"code": code, "offer": offer["offer"], "trust": options.trust, "name": options.name, "room": options.room}
-    told = await ask(home, "peer_accept", given)
+    given = {"code": code, "offer": offer["offer"], "trust": options.trust, "name": options.name, "room": room}
+    told = await ask(home, "peer_accept", given, timeout_s)
     if options.json:
         print_json(told)
     elif told["state"] == "linked":

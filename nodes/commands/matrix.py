@@ -1,7 +1,8 @@
-"""`mesh matrix`: the ems in Matrix rooms. Others: matrix_register, matrix_login, matrix_doctor."""
+"""`mesh matrix`: the ems in Matrix rooms. Others: matrix_register, matrix_login, matrix_rooms, matrix_doctor."""
 
 import argparse
 import importlib
+import re
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,9 +21,13 @@ NO_LOGIN: Final = (
     " with an account on any: mesh matrix login URL USER"
 )
 UNKNOWN: Final = "there is no operation 'matrix_"  # how nodes.control answers when its node has no bridge
+ROOM_S: Final = 200.0  # for what is done in a room: joining it from afar takes minutes, and words in it may be limited
 FORBIDDEN: Final = "M_FORBIDDEN"  # Matrix's word for: not invited, not allowed
+HANG: Final = len("Problem:  ")
 MATRIX_TO: Final = "https://matrix.to/#/"  # what clients copy as a room's link
 ROOM: Final = "its alias (lounge:example.org, or '#lounge:example.org' in quotes), id ('!…') or link"
+GIVEN: Final = re.compile(r"#[^\s/:]+:[^\s/]+|![^\s/]+")  # a room as a homeserver knows it
+OURS: Final = f"{ROOM}, or its name in `mesh matrix rooms`"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,19 +75,21 @@ def _rooms(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to i
     join.add_argument("--ems", metavar="EM,EM", help="who joins (default: every em that listens in the basin)")
     leave = _action(actions, "leave", "leave a room")
     leave.set_defaults(run=_leave)
-    leave.add_argument("room", metavar="ROOM", help=ROOM)
+    leave.add_argument("room", metavar="ROOM", help=OURS)
     leave.add_argument("--em", metavar="EM", help="this em alone (default: all, and the room is forgotten)")
     invite = _action(actions, "invite", "bring one more em into a room")
     invite.set_defaults(run=_invite)
     invite.add_argument("em", metavar="EM")
-    invite.add_argument("room", metavar="ROOM", help=ROOM)
+    invite.add_argument("room", metavar="ROOM", help=OURS)
     space = _action(actions, "space", "make, or bring up to date, the space that lists this mesh's rooms")
     space.set_defaults(run=_space)
-    space.add_argument("--name", metavar="NAME", help="what the space is called (default: as the mesh)")
+    space.add_argument("--name", metavar="NAME", help="what a new space is called (default: as the mesh)")
 
 
 def _questions(actions: Any) -> None:  # noqa: ANN401 - argparse keeps the type to itself
-    _action(actions, "rooms", "which rooms there are, and who sits there").set_defaults(run=_list)
+    _action(actions, "rooms", "which rooms there are, and who sits there").set_defaults(
+        run=_late("matrix_rooms", "rooms")
+    )
     _action(actions, "status", "how the bridge to Matrix is").set_defaults(run=_status)
     doctor = _action(actions, "doctor", "what is wrong between here and the homeserver, and what to do")
     doctor.set_defaults(run=_late("matrix_doctor", "doctor"))
@@ -143,7 +150,8 @@ async def _entering(home: "Home", operation: str, given: dict[str, Any]) -> dict
     except NodeError as error:
         if FORBIDDEN not in str(error):
             raise
-        raise NodeError(f"{error}; invite {user_of(login_of(home))} to it in your client, then try again") from None
+        told = str(error).removesuffix(".")  # the homeserver's own
+        raise NodeError(f"{told}; invite {user_of(login_of(home))} to it in your client, then try again") from None
 
 
 def user_of(login: "Login") -> str:
@@ -164,8 +172,7 @@ def room_of(text: str) -> str:
     room = unquote(text.removeprefix(MATRIX_TO).partition("?")[0]) if text.startswith(MATRIX_TO) else text
     if ":" in room and room[0] not in "#!@":
         room = f"#{room}"
-    alias = room.startswith("#") and ":" in room
-    if not (alias or room.startswith("!")) or not room.isprintable() or " " in room or "/" in room:
+    if not GIVEN.fullmatch(room) or not room.isprintable():
         raise NodeError(f"{plain(text, 80)!a} is no room; give {ROOM}")
     return room
 
@@ -194,8 +201,8 @@ async def _join(options: argparse.Namespace) -> int:
     else:
         who = ", ".join(told["joined"])
         joined = f"{who} joined" if who else "Nobody joined"
-        lines([plain(f"{joined} {told['room']}, which is the basin {told['basin']}.")])
-        lines([plain(problem) for problem in told["problems"]])
+        lines([plain(f"{joined} {options.room}, which is the basin {told['basin']}.")], 0)
+        lines([plain(problem) for problem in told["problems"]], 0)
     return 0 if told["joined"] or not told["problems"] else 1
 
 
@@ -209,7 +216,7 @@ async def _leave(options: argparse.Namespace) -> None:
     if options.json:
         print_json(told)
     else:
-        lines([plain(f"{', '.join(told['left']) or 'Nobody'} left {told['room']}.")])
+        lines([plain(f"{', '.join(told['left']) or 'Nobody'} left {options.room}.")], 0)
 
 
 async def _invite(options: argparse.Namespace) -> None:
@@ -217,12 +224,13 @@ async def _invite(options: argparse.Namespace) -> None:
     from nodes.layout import lines
     from protocol.address import check_name
 
-    given = {"em": check_name(options.em), "room": room_of(options.room)}
+    given = {"em": check_name(options.em), "room": _known_as(options.room)}
     told = await _entering(home_of(options), "invite", given)
     if options.json:
         print_json(told)
     else:
-        lines([plain(f"{options.em} is in {told['room']} as {told['user']}; the room is the basin {told['basin']}.")])
+        who = f"{options.em} is in {options.room} as {told['user']}"
+        lines([plain(f"{who}; the room is the basin {told['basin']}.")], 0)
 
 
 async def _space(options: argparse.Namespace) -> None:
@@ -234,54 +242,21 @@ async def _space(options: argparse.Namespace) -> None:
     if options.json:
         print_json(told)
     else:
-        lines([plain(f"The space {told['room']} lists {counted(told['rooms'], 'room')}.")])
-
-
-async def _list(options: argparse.Namespace) -> None:
-    from nodes.layout import lines, table
-
-    told = await ask(home_of(options), "rooms", {})
-    if options.json:
-        print_json(told)
-        return
-    rows = [
-        [room["room"], room["name"] or "-", room["basin"], "yes" if room["encrypted"] else "no", _seats(room)]
-        for room in told["rooms"]
-    ]
-    lines(table(["ROOM", "NAME", "BASIN", "ENCRYPTED", "EMS"], rows))
-    gone = [
-        [room["room"], _called(member["em"]), member["reason"] or "no reason is known"]
-        for room in told["rooms"]
-        for member in room["members"]
-        if member["state"] == "out"
-    ]
-    if gone:
-        lines(["", *table(["ROOM", "WHO LEFT", "WHY"], gone)])
-
-
-def _seats(room: dict[str, Any]) -> str:
-    here = [member["em"] for member in room["members"] if member["state"] == "joined"]
-    return " ".join(em for em in here if not em.startswith("_")) or "nobody"
-
-
-def _called(em: str) -> str:
-    """An em's name; that of the node's own user begins as no em's does."""
-    return "the node" if em.startswith("_") else em
+        owner = login_of(home).owner
+        invited = f" {owner} was invited into it when it was made." if owner else ""
+        lines([plain(f"The space {told['room']} lists {counted(told['rooms'], 'room')}.{invited}")], 0)
 
 
 async def _status(options: argparse.Namespace) -> None:
     from mesh.words import plain
-    from nodes.layout import lines
+    from nodes.layout import lines, when
 
     told = await ask(home_of(options), "status", {})
     if options.json:
         print_json(told)
         return
     ready = "ready" if told["ready"] else "not ready: nothing is heard from the homeserver just now"
-    lines(
-        [
-            plain(f"The {told['way']} {told['user']} at {told['homeserver']} is {ready}."),
-            f"Waiting:  {told['waiting_in']:,} in, {told['waiting_out']:,} out",
-            *(f"Problem:  {plain(problem)}" for problem in told["problems"]),
-        ]
-    )
+    lines([plain(f"The {told['way']} {told['user']} at {told['homeserver']} is {ready}.")], 0)
+    lines([f"Waiting:  {told['waiting_in']:,} in, {told['waiting_out']:,} out"])
+    problems = zip(told["problems_ms"], told["problems"], strict=True)
+    lines([f"Problem:  {when(at_ms)}  {plain(problem)}" for at_ms, problem in problems], HANG)

@@ -60,8 +60,8 @@ async def login(options: argparse.Namespace) -> None:
         print_json({"user": session.user_id, "device": session.device_id, "homeserver": url, "em": options.em})
         return
     who = options.em or "The node"
-    told = f"{who} is {plain(session.user_id)} at {url}. Start the node, or restart it, to use that."
-    lines([told, who_invites(after)])
+    told = f"{who} is {plain(session.user_id)} at {url}. Start the node, or restart it, to use that: mesh up."
+    lines([told, who_invites(after)], 0)
 
 
 def _require_place(home: "Home", em: str | None, before: "Login | None") -> None:
@@ -104,7 +104,7 @@ async def _new_keys(home: "Home", session: "Session", password: str) -> str | No
 async def _log_in(url: str, options: argparse.Namespace, password: str | None) -> "Session":
     """A session, by password or else by token. Raises NodeError, with what to do."""
     from mesh.bridges.matrix.account import check_token, log_in
-    from mesh.bridges.matrix.errors import MatrixError, MatrixLoggedOut, MatrixRefused
+    from mesh.bridges.matrix.errors import MatrixError, MatrixLoggedOut, MatrixRefused, MatrixUnavailable
     from mesh.words import plain
 
     try:
@@ -117,8 +117,11 @@ async def _log_in(url: str, options: argparse.Namespace, password: str | None) -
         ) from None
     except MatrixRefused as error:
         if error.code == "M_FORBIDDEN":
-            raise NodeError(f"{url} does not let {options.user} in with this password") from None
+            raise NodeError(f"{url} does not let {plain(options.user, 80)} in with this password; check both") from None
         raise NodeError(f"{url} takes no password here: {error}; try --token-file FILE with an access token") from None
+    except MatrixUnavailable as error:
+        later = "later" if error.retry_after_s is None else f"in {error.retry_after_s:,.0f} s"
+        raise NodeError(f"{url}: {error}; try again {later}") from None
     except MatrixError as error:
         raise NodeError(f"{url}: {error}; try again later") from None
     if options.user not in {None, session.user_id, session.user_id[1:].partition(":")[0]}:
@@ -131,9 +134,25 @@ def _password(options: argparse.Namespace) -> str:
         return _secret(options.password_file)
     if not sys.stdin.isatty():
         raise NodeError("there is no terminal to ask for the password on; use --password-file FILE")
+    return _asked(f"Password of {options.user}: ")
+
+
+def _asked(question: str) -> str:
+    """What a person types unseen. Ctrl-C ends it at once: the loop's own way waits for the line. Raises NodeError."""
+    import signal
     from getpass import getpass
 
-    return getpass(f"Password of {options.user}: ")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return getpass(question)
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        raise
+    except EOFError:
+        sys.stderr.write("\n")
+        raise NodeError("no password was given, so nothing was done") from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _secret(path: Path) -> str:
@@ -174,7 +193,7 @@ async def logout(options: argparse.Namespace) -> None:
     if options.json:
         print_json({"user": session.user_id if session else None, "problem": problem})
     else:
-        lines([*told, "A node that runs must be restarted."])
+        lines([*told, "A node that runs must be restarted."], 0)
 
 
 def _without(login: "Login", options: argparse.Namespace) -> "tuple[Login, Session | None]":

@@ -103,13 +103,13 @@ def _tell_registered(options: argparse.Namespace, file: Path, made: "Registratio
         print_json(told | {"bot": f"@{made.bot}:{made.server_name}"})
         return
     there, here = f"/etc/matrix-synapse/{file.name}", at_home(file.parent)
+    lines([f"{file} is ready. It holds tokens: whoever reads it can be your ems."], 0)
     lines(
-        [
-            f"{file} is ready. It holds tokens: whoever reads it can be your ems.",
+        [  # not broken on a terminal: it is copied from there
             "",
             "1. Put a copy where Synapse can read it, and nobody else:",
             f"     sudo install -m 600 -o matrix-synapse {file} {there}",
-            "2. Name it in Synapse's homeserver.yaml:",
+            "2. Name it in Synapse's homeserver.yaml, on lines of their own:",
             "     app_service_config_files:",
             f"       - {there}",
             "3. Restart Synapse, for instance: sudo systemctl restart matrix-synapse",
@@ -118,9 +118,9 @@ def _tell_registered(options: argparse.Namespace, file: Path, made: "Registratio
             "5. Bring a basin and its ems into a room:",
             f"     mesh matrix join lounge:{made.server_name} --basin yappings{here}",
             "",
-            f"Synapse reaches this node at {made.url}. {who_invites(login)}",
         ]
     )
+    lines([f"Synapse reaches this node at {made.url}. {who_invites(login)}"], 0)
 
 
 def _listening(text: str) -> "Listening":

@@ -199,9 +199,11 @@ async def _rename(options: argparse.Namespace) -> None:
 
 async def _room(options: argparse.Namespace) -> None:
     from mesh.words import plain
+    from nodes.commands.matrix import ROOM_S, room_of
     from nodes.layout import lines
 
-    told = await ask(home_of(options), "peer_room", {"peer": options.peer, "room": options.room})
+    given = {"peer": options.peer, "room": room_of(options.room) if options.room else None}
+    told = await ask(home_of(options), "peer_room", given, ROOM_S)
     if options.json:
         print_json(told)
     elif told["room"]:

@@ -11,7 +11,14 @@ from typing import Final, cast
 
 import structlog
 
-from mesh.bridges.matrix.errors import MatrixError, MatrixFull, MatrixLoggedOut, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.errors import (
+    MatrixError,
+    MatrixFull,
+    MatrixLoggedOut,
+    MatrixRefused,
+    MatrixSilenced,
+    MatrixUnavailable,
+)
 from mesh.bridges.matrix.outbox import Outcome
 from mesh.bridges.matrix.port import MatrixPort
 from mesh.entries import Entry, find, is_twin
@@ -25,7 +32,7 @@ from nodes.matrix.outward import GONE, Outward, read_key
 from nodes.matrix.page import Pages
 from nodes.matrix.settings import Matrix
 from nodes.matrix.tables import BOT, Known
-from nodes.matrix.ways import RoomWays
+from nodes.matrix.ways import PACKET, RoomWays
 from nodes.media import Media
 from nodes.node import Node
 from nodes.turns import Taken
@@ -54,9 +61,12 @@ class Bridge:
         key = reply_key(node.identity.signer)
         self.pages = Pages(settings.pages, key, self._store) if settings.pages else None
         self.port = build(self)
+        if self.port.caps.way != "appservice":
+            self.pages = None  # an account has no door where anybody could read them
         self.lobby = Lobby(node, self.port, settings, owner)
         self.tables = self.lobby.tables
         self.problems: deque[str] = deque(maxlen=PROBLEMS)
+        self.problems_ms: deque[int] = deque(maxlen=PROBLEMS)  # when each was told, by the node's clock
         self.ready = asyncio.Event()
         inward = Inward(key, self.tables, self._said, node.runtime.chains.used)
         self._outward = Outward(self.port, self.tables, self._find, self.lobby.who, node.identity.mesh, self._is_twin)
@@ -74,7 +84,8 @@ class Bridge:
             self.manners.has_read,
         )
         self.hearing = Hearing(hands)
-        self.ways = RoomWays(self.port, self.lobby.who)
+        self.ways = RoomWays(self.port, self.lobby, self._tell)
+        self.lobby.links, self.lobby.has_moved = self.ways.rooms, self.ways.moved
         self.hearing.carried = self.ways.heard
         self._changed = asyncio.Event()
         self._places: set[tuple[str, str]] = set()
@@ -178,15 +189,21 @@ class Bridge:
 
     async def _welcome(self) -> None:
         await self.port.ready.wait()
-        log.info("Matrix is listened to", user=self.port.user_id(BOT), rooms=len(self.tables.rooms()))
+        rooms = self.tables.rooms()
+        log.info("Matrix is listened to", user=self.port.user_id(BOT), rooms=len(rooms))
+        for room, _, _ in rooms:
+            await self.lobby.equip(room)
 
     # The port's part
 
     def done(self, outcome: Outcome) -> None:
         """An event was sent or given up; within the transaction that notes it."""
         found = read_key(outcome.key)
+        if outcome.key.startswith(PACKET):
+            return
         if outcome.event_id is None:
-            self._tell(f"{outcome.speaker} could not say something in a room: {outcome.reason}")
+            who = "the node" if outcome.speaker == BOT else outcome.speaker
+            self._tell(f"{who} could not say something in a room: {outcome.reason}")
         elif found is not None and found[1] != GONE:
             act, _, room = found
             self.tables.note(Known(outcome.event_id, room, act, outcome.speaker, None))
@@ -224,21 +241,23 @@ class Bridge:
             self.port.missed.clear()
             for room, _, _ in self.tables.rooms():
                 voice = self._outward.voice(room)
+                await self.lobby.equip(room)
                 try:
                     found = await self.port.look_back(voice, room) if voice else 0
-                except (MatrixUnavailable, MatrixFull) as error:
+                except (MatrixRefused, MatrixSilenced) as error:
+                    log.info("a room cannot be looked through", reason=plain(str(error)))
+                except (MatrixUnavailable, MatrixFull, MatrixLoggedOut) as error:
                     log.info("a room cannot be looked through now", reason=plain(str(error)))
                     self.port.missed.set()
                     await asyncio.sleep(AGAIN_S[0])
                     break
-                except MatrixRefused as error:
-                    log.info("a room cannot be looked through", code=error.code)
                 else:
                     if found:
                         log.info("a room said what nobody had brought us yet; it is heard now", events=found)
 
     def _rooms_with(self, em: str, basin: str) -> list[str]:
-        return [room for room in self.tables.rooms_of(basin) if self.tables.sits(em, room)]
+        """Where an em sits and its words will be shown: what it writes is not shown so far anywhere else."""
+        return [room for room in self._outward.rooms(basin) if self.tables.sits(em, room)]
 
     def _read_by(self, act: Act) -> None:
         """An em has read what it answers."""
@@ -268,6 +287,7 @@ class Bridge:
             return  # the same again, as from a port that stays taken: once is enough
         log.warning("Matrix", problem=told)
         self.problems.append(told)
+        self.problems_ms.append(self._clock())
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

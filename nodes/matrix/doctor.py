@@ -24,6 +24,7 @@ from nodes.errors import NodeError
 from nodes.home import Home
 from nodes.matrix import homeserver
 from nodes.matrix.login import FILE, REGISTRATION_FILE, Login
+from nodes.matrix.names import names
 
 CLIENT: Final = ("client", "v3")
 SKEW_MS: Final = 60_000  # a homeserver this far off dates messages so that they are taken for old, or for future
@@ -198,6 +199,8 @@ async def check_push(login: Login, *, running: bool) -> list[Check]:
                 Check("push", "warn", "the homeserver knows no pings (Matrix v1.7); whether it pushes cannot be seen")
             ]
         return [Check("push", "fail", f"the homeserver will not try to reach the node: {error}")]
+    except MatrixLoggedOut:
+        return [Check("push", "warn", f"whether the homeserver reaches {made.url} shows when it knows the token")]
     except (MatrixError, TimeoutError) as error:
         told = str(error) or f"the homeserver did not say within {PING_S:g} s"
         advice = "check --url and --listen of mesh matrix register, and what is between"
@@ -219,22 +222,32 @@ def check_bridge(status: Mapping[str, Any]) -> list[Check]:
 
 def check_rooms(rooms: Iterable[Mapping[str, Any]]) -> list[Check]:
     """What the running node says of its rooms (its answer to `matrix_rooms`): encryption, and who was put out."""
-    checks = list[Check]()
+    checks, rooms = list[Check](), list(rooms)
+    known = names(rooms)
     for room in rooms:
-        name = plain(f"{room['name']} ({room['room']})" if room["name"] else room["room"], 100)
+        name = known.get(room["room"]) or plain(f"{room['name']} ({room['room']})" if room["name"] else room["room"])
         members = _listed(room["members"])
         here = [one["em"] for one in members if one["state"] == "joined" and not one["em"].startswith("_")]
         how = "encrypted" if room["encrypted"] else "not encrypted"
-        told = f"{name} is {room['basin']}, {how}, with {', '.join(sorted(here)) or 'no em'}"
-        checks.append(Check("room", "ok" if here else "warn", plain(told)))
+        basin, links = room["basin"], room.get("links")
+        told = f"{name} is {basin or 'no basin'}, {how}, with {', '.join(sorted(here)) or 'no em'}"
+        told += "; peers are met there" if links else ""
+        is_sealed = links and room["encrypted"]  # which is of no use to links
+        told += ", which takes one without encryption: mesh peer room" if is_sealed else ""
+        checks.append(Check("room", "ok" if (here or links) and not is_sealed else "warn", plain(told)))
         checks += [
-            Check("room", "warn", plain(f"{one['em']} is not in {name}: {one['reason'] or 'why is not known'}"))
+            Check("room", "warn", plain(f"{_who(one['em'])} is not in {name}: {one['reason'] or 'why is not known'}"))
             for one in members
             if one["state"] == "out" and one["reason"] != LEFT
         ]
     return checks or [
         Check("room", "warn", "there is none; bring a basin into one: mesh matrix join ROOM --basin BASIN")
     ]
+
+
+def _who(em: str) -> str:
+    """An em's name; that of the node's own user begins as no em's does."""
+    return "the node" if em.startswith("_") else em
 
 
 def _listed(value: object) -> list[Any]:

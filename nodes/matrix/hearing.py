@@ -1,15 +1,15 @@
 """What people do in rooms, taken out of the inbox and handled: room by room, in order, each event once."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
 import structlog
 
-from mesh.bridges.matrix import link
+from mesh.bridges.matrix import link, verification
 from mesh.bridges.matrix.attachments import unseal
 from mesh.bridges.matrix.errors import (
     BadContent,
@@ -17,19 +17,22 @@ from mesh.bridges.matrix.errors import (
     MatrixFull,
     MatrixLoggedOut,
     MatrixRefused,
+    MatrixSilenced,
     MatrixUnavailable,
 )
 from mesh.bridges.matrix.inbox import Inbound
 from mesh.bridges.matrix.port import ENCRYPTED, MESSAGE, REACTION, REDACTION, MatrixPort
 from mesh.bridges.matrix.reading import Heard, read
-from mesh.bridges.matrix.rooms import read_membership, read_name, read_tombstone
+from mesh.bridges.matrix.rooms import Membership, read_membership, read_name, read_tombstone
 from mesh.entries import find
 from mesh.errors import MeshError, StoreFailed
 from mesh.words import plain
 from nodes.chains import STOPPED
 from nodes.errors import NodeError
+from nodes.layout import counted
 from nodes.matrix import house
 from nodes.matrix.inward import Inward, Scene
+from nodes.matrix.lanes import Lanes
 from nodes.matrix.lobby import Lobby
 from nodes.matrix.outward import Outward
 from nodes.matrix.page import Pages
@@ -40,12 +43,18 @@ from nodes.picture import MAX_BYTES
 from protocol.acts import Act, ActId
 from protocol.errors import ProtocolError
 
-MAX_LANES: Final = 1_024  # events read from the inbox and not handled yet; the others wait in the database
+FEW: Final = 8  # people in a room; among more, nobody is soon alone with an em
+LEADING: Final = frozenset({"m.room.member", "m.room.tombstone"})  # events that ask us into rooms of any server
+TRIES: Final = 20  # a quarter of an hour, while our own homeserver is there: a server that never answers blocks no room
 MAX_UNSENT: Final = 4_096  # acts that wait for the bus; until it takes them, people's words wait in the inbox
 UNSENT_S: Final = 0.2  # between two looks whether it does
 AGAIN_S: Final = (1.0, 60.0)  # first and longest wait for a homeserver that does not do what a room needs
 FETCH_S: Final = 10.0  # for a picture; its room waits so long
-SLOW_S: Final = 600.0  # that a server is not asked for pictures after one took longer
+SLOW_S: Final = 600.0  # that a server is not asked for pictures after one took longer, nor any for that room
+VERIFICATIONS: Final = 3  # requests of a person in a minute that are answered
+ANSWERS: Final = 20  # notices to commands in a room and minute; beyond it commands are obeyed without a word
+PICTURES: Final = 60  # of a room that are fetched in PICTURES_MS: 480 MB at worst
+PICTURES_MS: Final = 600_000
 
 log = structlog.get_logger(__name__)
 
@@ -87,53 +96,37 @@ class Hearing:
         self.carried: Callable[[Inbound], None] = lambda _event: None  # what is of a link through a room
         self._store, self._clock = hands.node.ground.store, hands.node.ground.clock
         self._tables = hands.lobby.tables
-        self._lanes: dict[str, deque[Inbound]] = {}
-        self._in_lanes = 0
-        self._room_in_lanes = asyncio.Event()
-        self._slow: dict[str, float] = {}  # servers whose files took too long, and until when they are not asked
-        self._alone: dict[str, bool] = {}  # rooms where a person is alone with an em, or not
+        self._lanes = Lanes(hands.port.inbox, self._settle)
+        self._slow: dict[str, float] = {}  # servers whose files took too long, and rooms, and until when none is asked
+        self._others: dict[str, int] = {}  # how many people are in a room, as far as it matters
 
     async def consume(self, group: asyncio.TaskGroup) -> None:
-        """Hand events to their rooms' lanes: a room that must wait for its homeserver keeps no other one waiting."""
-        self._lanes.clear()
-        self._in_lanes = 0
-        self._port.inbox.rewind()
-        async for event in self._port.inbox:
-            while self._in_lanes >= MAX_LANES:
-                self._room_in_lanes.clear()
-                await self._room_in_lanes.wait()
-            self._in_lanes += 1
-            lane = self._lanes.get(event.room)
-            if lane is not None:
-                lane.append(event)
-                continue
-            self._lanes[event.room] = deque([event])
-            group.create_task(self._lane(event.room), name=f"room {event.room}")
-
-    async def _lane(self, room: str) -> None:
-        lane = self._lanes[room]
-        while lane:
-            await self._settle(lane[0])
-            lane.popleft()
-            self._in_lanes -= 1
-            self._room_in_lanes.set()
-        del self._lanes[room]
+        """Handle what comes, room by room, until cancelled."""
+        await self._lanes.run(group)
 
     async def _settle(self, event: Inbound) -> None:
         """Handle one event to its end: again and again while the homeserver is away; what is refused stays refused."""
-        wait_s = AGAIN_S[0]
+        wait_s, tries = AGAIN_S[0], 0
         while True:
             try:
                 await self._handle(event)
             except (MatrixUnavailable, MatrixFull) as error:
+                tries += self._port.reached
+                if event.kind in LEADING and tries >= TRIES:
+                    self._tell(f"an event of {event.sender} is left alone, as another server does not answer: {error}")
+                    self._port.inbox.handled(event)
+                    return
                 log.info("a room has to wait for the homeserver", reason=plain(str(error)))
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, AGAIN_S[1])
                 continue
             except StoreFailed:
                 raise
-            except (MatrixRefused, BadContent, ProtocolError) as error:
+            except (MatrixRefused, MatrixSilenced, BadContent, ProtocolError) as error:
                 self._tell(f"an event of {event.sender} is left alone: {error}")
+            except MatrixLoggedOut:  # the port will see it too: it ends all, or silences one and the next try tells
+                await asyncio.sleep(AGAIN_S[0])
+                continue
             except MeshError:
                 raise
             except Exception as error:  # a slip of ours with one event must not silence the room for ever
@@ -162,6 +155,9 @@ class Hearing:
         self._port.inbox.handled(event)
 
     async def _heard(self, event: Inbound) -> None:
+        if event.kind == MESSAGE and verification.asks(event.content):
+            self._decline(event)
+            return
         scene = self._scene(event.room)
         heard = read(event.kind, event.content) if event.kind in {MESSAGE, REACTION} else None
         if scene is None or (heard is None and event.kind in {MESSAGE, REACTION}):
@@ -175,10 +171,21 @@ class Hearing:
         media: Sequence[Mapping[str, Any]] = ()
         if heard is not None and event.kind == MESSAGE and self._inward.is_person(event, heard, scene):
             scene = await self._alone_with(event.room, scene)
-            media = await self._pictures(heard)
+            media = await self._pictures(event.room, heard)
         await self._say(event, lambda: self._acts(event, heard, scene, media), scene.basin)
         if event.kind == MESSAGE and (voice := self._outward.voice(event.room)):
             self._has_read(voice, event.room, event.event_id)
+
+    def _decline(self, event: Inbound) -> None:
+        """Answer a request for verification, lest the person's client waits for ten minutes."""
+        em, now = self._lobby.users.get(str(event.content.get("to"))), self._clock()
+        with self._store.transaction():
+            is_ours = em is not None and self._tables.sits(em, event.room) and now - event.at_ms < verification.FRESH_MS
+            if em and is_ours and self._tables.heed(f"verify {event.sender}", now, house.MINUTE_MS, VERIFICATIONS):
+                content, name = verification.declined(event.event_id), f"decline/{event.event_id}"
+                self._port.put(self._lobby.who(em), event.room, verification.CANCEL, content, name)
+            self._port.inbox.mark(event)
+        self._port.outbox.wake()
 
     def _acts(self, event: Inbound, heard: Heard | None, scene: Scene, media: Sequence[Mapping[str, Any]]) -> list[Act]:
         retired = self._inward.opened(event, scene) if event.late else []
@@ -213,8 +220,9 @@ class Hearing:
             retired = self._inward.opened(event, scene) if event.late else []
             acts, answer = (list[Act](), asked) if isinstance(asked, str) else self._obey(event, heard, asked, scene)
             waiting = [self._node.outbox.put(scene.basin, act) for act in [*(retired or []), *acts]]
-            if answer:
-                self._outward.notice(event.room, answer, event.event_id)
+            if answer and self._tables.heed(f"answers {event.room}", scene.now_ms, house.MINUTE_MS, ANSWERS):
+                with suppress(MatrixFull):  # what was asked for is done all the same
+                    self._outward.notice(event.room, answer, event.event_id)
             self._port.inbox.mark(event)
         for one in waiting:
             self._node.outbox.send(one)
@@ -235,7 +243,7 @@ class Hearing:
                     return [], f"Whom? Here are {', '.join(sorted(scene.ems)) or 'no ems'}."
                 span = house.minutes(asked.words) if asked.verb == "mute" else 0
                 self._tables.mute(scene.basin, em, scene.now_ms + span * house.MINUTE_MS)
-                return [], f"{em} keeps silent for {span} minutes." if span else f"{em} may speak."
+                return [], f"{em} keeps silent for {counted(span, 'minute')}." if span else f"{em} may speak."
             case "why":
                 known = self._tables.event(heard.reply_to) if heard.reply_to else None
                 known = known if known and known.room == event.room else None
@@ -261,35 +269,45 @@ class Hearing:
         return [self._inward.command(event, "ask", {"text": "…", "to": [chosen]}, scene)], ""
 
     async def _member(self, event: Inbound) -> None:
-        self._alone.pop(event.room, None)
         change = read_membership(event, self._port.owns)
+        self._count(event.room, change)
         em = self._lobby.users.get(change.user) if change else None
         if change is None or em is None:
             return
         if change.after == "invite":
             await self._lobby.invited(event, em)
-        elif change.after in {"leave", "ban"} and self._tables.sits(em, event.room):
+        elif change.after in {"leave", "ban"} and await self._lobby.has_left(em, event.room):
             self._lobby.put_out(change, event.room, em)
+
+    def _count(self, room: str, change: Membership | None) -> None:
+        """Know that somebody came or went; where few are left, who is there is asked for anew."""
+        came = change is not None and change.change == "joined"
+        others = self._others.pop(room, 0) + (1 if came else -1)
+        if others > FEW:  # a long list, that is, which a crowd could have us fetch with every coming and going
+            self._others[room] = others
 
     async def _moved(self, event: Inbound) -> None:
         tombstone = read_tombstone(event)
-        if tombstone and self._tables.basin_of(event.room):
+        if tombstone and (self._tables.basin_of(event.room) or self._tables.joined(event.room)):
             await self._lobby.moved(tombstone)
 
     def _named(self, event: Inbound) -> None:
+        if event.state_key != "":
+            return  # anybody who may speak can send that as a message
         with self._store.transaction():
             self._tables.set_name(event.room, read_name(event.content))
 
-    async def _pictures(self, heard: Heard | None) -> Sequence[Mapping[str, Any]]:
+    async def _pictures(self, room: str, heard: Heard) -> Sequence[Mapping[str, Any]]:
         """The picture of a message, fetched and looked at; what is none, or cannot be had, is left out.
 
-        A server that kept us waiting is not asked again for a while: its pictures must not hold up a room.
+        A server that kept us waiting is not asked again for a while, nor is any for the same room, as names of servers
+        cost nothing: pictures must not hold up a room.
         """
-        media, now = heard.media if heard else None, asyncio.get_running_loop().time()
+        media, now = heard.media, asyncio.get_running_loop().time()
         if media is None or not media.mime.startswith("image/"):
             return ()
         server = media.url.split("/")[2]
-        if self._slow.get(server, now) > now:
+        if max(self._slow.get(server, now), self._slow.get(room, now)) > now or not self._may_show(room):
             return ()
         try:
             async with asyncio.timeout(FETCH_S):
@@ -299,22 +317,28 @@ class Hearing:
             picture = await asyncio.to_thread(self._media.put, data, media.name, mime)
         except (MatrixError, NodeError, TimeoutError) as error:
             if isinstance(error, TimeoutError):
-                self._slow = {one: until for one, until in self._slow.items() if until > now} | {server: now + SLOW_S}
+                still = {one: until for one, until in self._slow.items() if until > now}
+                self._slow = still | dict.fromkeys((server, room), now + SLOW_S)
             log.info("a picture is left out", reason=plain(str(error)) or "it took too long")
             return ()
         return (msgspec.to_builtins(picture),)
+
+    def _may_show(self, room: str) -> bool:
+        """Whether one more picture of a room is fetched; counts it."""
+        with self._store.transaction():
+            return self._tables.heed(f"pictures {room}", self._clock(), PICTURES_MS, PICTURES)
 
     async def _alone_with(self, room: str, scene: Scene) -> Scene:
         """The scene, with the em that a person is alone with; asked once until somebody comes or goes."""
         if len(scene.ems) != 1:
             return scene
         (em,) = scene.ems
-        if room not in self._alone:
+        if room not in self._others:
             try:
-                self._alone[room] = await self._lobby.alone(room, em)
+                self._others[room] = await self._lobby.others(room, em)
             except (MatrixRefused, MatrixLoggedOut):  # its own account may be void: the others go on
-                self._alone[room] = False
-        return replace(scene, alone=em) if self._alone[room] else scene
+                self._others[room] = 0
+        return replace(scene, alone=em) if self._others[room] == 1 else scene
 
     def _scene(self, room: str) -> Scene | None:
         """Where a room's events happen; None for a room that stands for no basin."""

@@ -70,7 +70,7 @@ async def find(given: str, scheme: str = SECURE) -> str:
         return where
     entry = (answer.body or {}).get("m.homeserver")
     url = cast("dict[str, Any]", entry).get("base_url") if isinstance(entry, dict) else None
-    if not isinstance(url, str) or urlsplit(url).scheme not in {scheme, SECURE}:
+    if not isinstance(url, str) or url.partition(":")[0].lower() not in {scheme, SECURE}:
         raise NodeError(
             f"{where}/.well-known/matrix/client does not say where the homeserver is; give its address (https://…)"
         )

@@ -11,6 +11,7 @@ from nodes.chains import Chains
 from nodes.explain import why
 from nodes.matrix.inward import Scene
 from nodes.matrix.page import Pages
+from nodes.models.answers import SAYS
 
 CALL: Final = "!mesh"
 Verb = Literal["help", "stop", "next", "mute", "unmute", "why", "budget", "respond", "remedy", "settle", "withdraw"]
@@ -18,6 +19,7 @@ LOOKED_AT: Final = 200  # acts of a basin in which the last speakers are looked 
 MUTE_MINUTES: Final = 60
 MAX_MUTE_MINUTES: Final = 7 * 24 * 60
 MINUTE_MS: Final = 60_000
+_NO_MARKDOWN: Final = str.maketrans("[]<>`*_", "()()'  ")
 HELP: Final = """\
 **!mesh stop** ends everything that is being written here
 **!mesh next** [EM] has somebody say something
@@ -101,14 +103,19 @@ def reason(store: Store, about: Entry | None, pages: Pages | None) -> str:
         usage = told.usage
         cost = f", {usage.prompt:,} tokens read and {usage.completion:,} written" if usage else ""
         lines.append(
-            f"**{told.taken.em}** spoke because {plain(told.taken.rule)}; model {plain(told.model or '-')}{cost}."
+            f"**{told.taken.em}** spoke because {_told(told.taken.rule)}; model {_told(told.model or '-')}{cost}."
         )
     for told in known.led_to:
-        outcome = "answered" if told.state == "spoken" else plain(told.outcome or "is still to answer")
-        lines.append(f"**{told.taken.em}** ({plain(told.taken.rule)}): {outcome}.")
-    lines += [f"{', '.join(ems)}: silent, {plain(rule)}." for rule, ems in sorted(known.silent.items())]
+        outcome = "answered" if told.state == "spoken" else _told(told.outcome or "is still to answer")
+        lines.append(f"**{told.taken.em}** ({_told(told.taken.rule)}): {outcome}.")
+    lines += [f"{', '.join(ems)}: silent, {_told(rule)}." for rule, ems in sorted(known.silent.items())]
     if pages:
         lines.append(f"[All of it, with the prompt]({pages.link(about.act.id)})")
     else:
         lines.append(f"The whole prompt, for the node's person: `mesh why {about.act.id.hex()}`")
     return "\n".join(lines)
+
+
+def _told(text: str) -> str:
+    """A reason as everybody in a room may read it: without what a vendor said, and with no Markdown in it."""
+    return plain(text.partition(SAYS)[0].translate(_NO_MARKDOWN))

@@ -64,12 +64,14 @@ class Inward:
     def message(self, event: Inbound, heard: Heard, scene: Scene, media: Sequence[Mapping[str, Any]] = ()) -> list[Act]:
         """The acts of a message: one, or none for what is not for us to know."""
         if heard.mark and heard.mark.writing:
-            self.tables.begin(event.event_id, event.sender)
+            self.tables.begin(event.event_id, event.sender, heard.mark.act)
             return []
         known = self.tables.event(heard.edits) if heard.edits else None
         if heard.edits and known:
             return self._edit(event, heard, known, scene)
-        if heard.edits and not (heard.mark and self.tables.begun_by(heard.edits) == event.sender):
+        if heard.mark and self.tables.is_anothers(heard.mark.act, event.sender):
+            return []  # whoever is still writing it has shown its id to everybody
+        if heard.edits and not (heard.mark and self.tables.ends(heard.edits, event.sender)):
             return []  # of something said before we came
         if heard.mark and self.tables.came(heard.mark.act):
             return []  # it came another way: heard in the room where it was said, or our own, relayed by another node

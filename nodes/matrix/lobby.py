@@ -1,15 +1,17 @@
 """Who sits where: joining, inviting, leaving, being put out, and rooms that move."""
 
+import asyncio
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
 
-from mesh.bridges.matrix.errors import MatrixError, MatrixLoggedOut, MatrixRefused
+from mesh.bridges.matrix.errors import MatrixError, MatrixLoggedOut, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbound
-from mesh.bridges.matrix.port import ENCRYPTION, MatrixPort, Speaker
-from mesh.bridges.matrix.rooms import CREATE, NAME, Membership, Tombstone, is_successor, read_name
+from mesh.bridges.matrix.port import ENCRYPTION, MEMBER, MatrixPort, Speaker
+from mesh.bridges.matrix.rooms import ALIAS, CREATE, NAME, Membership, Tombstone, is_successor, read_alias, read_name
 from mesh.store import Store
 from mesh.words import plain
 from nodes.em import MAX_AVATAR_BYTES, Em
@@ -22,6 +24,8 @@ from protocol.address import check_name
 
 DIGEST_BYTES: Final = 5  # of a room's id in the name of its basin: ten letters, enough among a person's rooms
 MAX_ORDER: Final = 50  # characters by which rooms of a space are put in order; the specification allows no more
+UNSETTLED: Final = (404, "M_UNKNOWN")  # Synapse's, while it fetches the state of a room that it has just come to
+EARLY_S: Final = (0.2, 1.0, 4.0)  # waits until an invitation that does not count yet is taken again
 REASON: Final = 200  # characters of why somebody was put out
 
 log = structlog.get_logger(__name__)
@@ -35,6 +39,8 @@ class Lobby:
         self._store: Store = node.ground.store
         self.tables = Tables(self._store)
         self._pictures: dict[str, str] = {}
+        self.links: Callable[[], Iterable[str]] = list  # the rooms through which links go
+        self.has_moved: Callable[[str, str], None] = lambda _old, _new: None  # told within the transaction
         self.users: dict[str, str] = {}  # Matrix users of ours → em, or BOT for the node's own and for a shared one
 
     def hosted(self) -> None:
@@ -67,7 +73,7 @@ class Lobby:
         check_name(basin)
         joined = await self._port.join(BOT, room)
         await self._check_mixing(joined, basin)
-        name = read_name(await self._port.state(BOT, joined, NAME) or {})
+        name = await self._called(BOT, joined)
         with self._store.transaction():
             self.tables.set_room(joined, basin, everyone=ems is None)
             self.tables.set_name(joined, name)
@@ -104,18 +110,24 @@ class Lobby:
 
         Raises MatrixError.
         """
-        target = room
-        if not room.startswith("!"):
+        target = room if room.startswith(("!", "#")) else await self.known(room)
+        if room.startswith("#"):
             target = await self._port.join(BOT, room)
             with self._store.transaction():
                 self._sit(target, BOT)
         basin = self._settle(target)
         if problems := await self._enter(target, [em]):
             raise MatrixRefused(problems[0], "NOT_JOINED", 0)
+        name = await self._called(em, target)
+        with self._store.transaction():
+            self.tables.set_name(target, name)
         return target, basin
 
     async def leave(self, room: str, em: str | None) -> list[str]:
-        """Have an em leave a room, or everybody; returns who left."""
+        """Have an em leave a room, or everybody; returns who left. Raises MatrixRefused for an em that is unknown."""
+        members = {one.em for one in self.tables.members(room)}
+        if em is not None and em not in members and em not in self._node.runtime.ems:
+            raise MatrixRefused(f"there is no em {plain(em)}, here or in that room", "NO_EM", 0)
         leaving = self.tables.joined(room) if em is None else [em]
         for one in leaving:
             if em is None or not self.shares(one):
@@ -133,13 +145,24 @@ class Lobby:
             await self._list(room, None)
         return leaving
 
+    async def _called(self, em: str, room: str) -> str:
+        """What people know a room by: its name, or else its alias, or neither. Raises MatrixError."""
+        name = read_name(await self._port.state(em, room, NAME) or {})
+        return name or read_alias(await self._port.state(em, room, ALIAS) or {})
+
     async def known(self, room: str) -> str:
         """The id of a room that is given by id, by alias or by the name that people gave it. Raises MatrixRefused."""
         meant = await self._port.resolve(room) if room.startswith("#") else room
         rooms = self.tables.rooms()
-        for identity in [one for one, _, _ in rooms if one == meant] + [one for one, _, name in rooms if name == room]:
-            return identity
-        raise MatrixRefused(f"none of ours sits in {plain(room)}; mesh matrix rooms shows where they do", "NO_ROOM", 0)
+        seats = [*(one for one, _, _ in rooms), *self.tables.seated()]
+        found = [one for one in seats if one == meant][:1] or [one for one, _, name in rooms if name and name == room]
+        if len(found) > 1:
+            told = f"{len(found)} rooms are called {plain(room)}; give the id of one, which mesh matrix rooms shows"
+            raise MatrixRefused(told, "NO_ROOM", 0)
+        if not found:
+            told = f"none of ours sits in {plain(room)!a}; mesh matrix rooms shows where they do"
+            raise MatrixRefused(told, "NO_ROOM", 0)
+        return found[0]
 
     async def space(self, name: str) -> tuple[str, int]:
         """Make a space, or take the one that is there, and list all rooms in it; returns its id and their number.
@@ -177,10 +200,18 @@ class Lobby:
             changed = [one.em for one in sitting if one.user != self._port.user_id(one.em)]
             for problem in await self._enter(room, [em for em in changed if em in self._node.runtime.ems]):
                 log.warning("an em cannot sit in a room with its new user", problem=problem)
+            self._stay_out(room)
         for room, basin in self.tables.for_everyone():
             absent = missing(self._listeners(basin), self.tables.members(room))
             for problem in await self._enter(room, absent):
                 log.warning("an em cannot sit in a room", problem=problem)
+
+    async def equip(self, room: str) -> None:
+        """See that all who sit in a room can read what is said there: people's first words must not be lost on them."""
+        for em in self.tables.joined(room):
+            if em == BOT or not self.shares(em):
+                with suppress(MatrixLoggedOut):
+                    await self._port.equip(em, room)
 
     async def invited(self, event: Inbound, em: str) -> None:
         """An invitation came for one of ours: take it from those who may give it, decline it otherwise."""
@@ -193,10 +224,12 @@ class Lobby:
                 await self._port.leave(em, event.room)
             except MatrixRefused as error:
                 log.info("an invitation could not be declined", code=error.code)
+            if not self.tables.members(event.room):
+                self._port.inbox.forget_encrypted(event.room)
             return
-        await self._port.join(em, event.room)
+        await self._come(em, event.room)
         self._settle(event.room)
-        name = read_name(await self._port.state(em, event.room, NAME) or {})
+        name = await self._called(em, event.room)
         here = list(self._node.runtime.ems) if em == BOT and self.shares_all() else []
         with self._store.transaction():
             self.tables.set_name(event.room, name)
@@ -207,9 +240,46 @@ class Lobby:
         for problem in await self._enter(event.room, [one for one in here if not self.shares(one)]):
             log.warning("an em cannot sit in a room", problem=problem)
 
+    async def _come(self, em: str, room: str) -> None:
+        """Take an invitation. Raises MatrixUnavailable also where the homeserver lets nobody in just yet.
+
+        An invitation from another server is here before that server keeps it itself, and refuses who comes too soon.
+        """
+        for wait_s in (*EARLY_S, None):
+            try:
+                await self._port.join(em, room)
+            except MatrixRefused as error:
+                if (error.status, error.code) == UNSETTLED:
+                    raise MatrixUnavailable(str(error)) from error
+                if error.code != "M_FORBIDDEN" or wait_s is None:
+                    raise
+                await asyncio.sleep(wait_s)
+            else:
+                return
+
+    def _stay_out(self, room: str) -> None:
+        """Whoever was to follow into a room and was not let in stays out."""
+        waiting = [one.em for one in self.tables.members(room) if one.state == "joined" and not one.user]
+        left = [em for em in waiting if em in self._node.runtime.ems]
+        with self._store.transaction():
+            for em in left:
+                self.tables.set_member(room, Member(em, "out", "it was not let in when the room moved"))
+        if left:
+            self._node.host()
+
     def shares_all(self) -> bool:
         """Whether the node's account speaks for ems that have none."""
         return not self._port.caps.separate_identities
+
+    async def has_left(self, em: str, room: str) -> bool:
+        """Whether an em that sat in a room is gone: what tells so may be old news. Raises MatrixUnavailable."""
+        if not self.tables.sits(em, room):
+            return False
+        try:
+            state = await self._port.state(em, room, MEMBER, self._port.user_id(em))
+        except (MatrixRefused, MatrixLoggedOut):
+            return True
+        return (state or {}).get("membership") != "join"
 
     def put_out(self, change: Membership, room: str, em: str) -> None:
         """One of ours was made to leave. Whoever shares its Matrix user leaves with it."""
@@ -242,7 +312,7 @@ class Lobby:
 
     async def _follow(self, old: str, new: str, em: str) -> bool:
         """Take an invitation into the successor of a room; returns whether it was one."""
-        await self._port.join(em, new)
+        await self._come(em, new)
         try:
             await self._settle_in(old, new, em)
         except MatrixRefused as error:
@@ -252,45 +322,67 @@ class Lobby:
 
     async def _settle_in(self, old: str, new: str, first: str) -> None:
         """Move everybody once the first is there; have it leave what is no successor. Raises MatrixRefused."""
-        if not is_successor(await self._port.state(first, new, CREATE), old):
+        if wrong := await self._wrong_with(old, new, first):
             await self._port.leave(first, new)
-            raise MatrixRefused(f"{new} does not say that it replaces {old}; nothing is moved there", "NO_SUCCESSOR", 0)
+            raise MatrixRefused(f"{new} {wrong} {old}; nothing is moved there", "NO_SUCCESSOR", 0)
         sitting = self.tables.joined(old)
+        rest = [em for em in sitting if em not in {first, BOT} and not self.shares(em)]
         with self._store.transaction():
             self.tables.move(old, new)
+            self.has_moved(old, new)
             for em in [first, *(em for em in sitting if self.shares(em))]:
                 self._sit(new, em)
+            for em in rest:  # with no user yet: if we are interrupted, `fill` brings them
+                self.tables.set_member(new, Member(em, "joined"))
         self._node.host()
-        rest = [em for em in sitting if em not in {first, BOT} and not self.shares(em)]
         for problem in await self._enter(new, rest):
             log.warning("an em cannot follow a room that moved", problem=problem)
-        await self._list(new, self.tables.basin_of(new))
+        self._stay_out(new)
+        if basin := self.tables.basin_of(new):
+            await self._list(new, basin)
 
-    async def alone(self, room: str, em: str) -> bool:
-        """Whether an em shares a room with one person only. Raises MatrixError."""
-        others = [user for user in await self._port.members(em, room) if not self._port.owns(user)]
-        return len(others) == 1
+    async def _wrong_with(self, old: str, new: str, em: str) -> str | None:
+        """Why nobody follows from one room to another, or None: whoever ends a room could have it go on in clear."""
+        if not is_successor(await self._port.state(em, new, CREATE), old):
+            return "does not say that it replaces"
+        if await self._port.state(em, new, ENCRYPTION):
+            self._port.inbox.note_encrypted([new])
+        elif self._port.inbox.is_encrypted(old):
+            return "is not encrypted, unlike"
+        return None
+
+    async def others(self, room: str, em: str) -> int:
+        """With how many people an em shares a room. Raises MatrixError."""
+        return sum(not self._port.owns(user) for user in await self._port.members(em, room))
 
     def status(self) -> list[dict[str, Any]]:
-        """All rooms, for people and scripts."""
+        """All rooms, for people and scripts. Those that stand for no basin are there for links alone."""
+        rooms, links = self.tables.rooms(), set(self.links())
+        alone = (links | set(self.tables.seated())) - {room for room, _, _ in rooms}
         return [
             {
                 "room": room,
                 "name": name,
                 "basin": basin,
                 "encrypted": self._port.inbox.is_encrypted(room),
+                "links": room in links,
                 "members": [
                     {"em": one.em, "user": self._port.user_id(one.em), **self._standing(one)}
                     for one in self.tables.members(room)
                 ],
             }
-            for room, basin, name in self.tables.rooms()
+            for room, basin, name in [*rooms, *((room, "", "") for room in sorted(alone))]
         ]
 
     def _standing(self, one: Member) -> dict[str, str]:
         if one.state == "joined" and one.em != BOT and one.em not in self._node.runtime.ems:
             return {"state": "out", "reason": "there is no such em here any more; mesh matrix leave --em takes it away"}
         return {"state": one.state, "reason": one.reason}
+
+    def sit_for_links(self, room: str) -> None:
+        """Note that the node's own user sits in a room where peers are met, which need stand for no basin."""
+        with self._store.transaction():
+            self._sit(room, BOT)
 
     def _sit(self, room: str, em: str) -> None:
         """Note that one of ours sits in a room; within a transaction."""

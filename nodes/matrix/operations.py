@@ -74,6 +74,7 @@ def operations(bridge: Bridge, way: str, homeserver: str) -> Operations:
             "waiting_in": port.inbox.waiting(),
             "waiting_out": port.outbox.waiting(),
             "problems": list(bridge.problems),
+            "problems_ms": list(bridge.problems_ms),
         }
 
     return {

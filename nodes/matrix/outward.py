@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from mesh.bridges.matrix.content import Mark, Relation, edit, later, message, prefixed, reaction, redaction
+from mesh.bridges.matrix.errors import MatrixFull
 from mesh.bridges.matrix.port import MESSAGE, REACTION, REDACTION, MatrixPort, Speaker
 from mesh.entries import Entry
 from nodes.matrix.tables import BOT, Known, Tables
@@ -26,6 +27,7 @@ NODE_CHARS: Final = 12  # of the mesh's id in marks: enough for a person to tell
 SAID: Final = frozenset({"say", "ask", "answer"})
 UNSEEN: Final = frozenset({"attend", "cancel"})  # kinds that nobody needs to read
 MAX_CHAIN: Final = 8  # acts that are followed to find one with an event: a reaction to a reaction, and so on
+MAX_TALK: Final = 100  # answers of ems to one another that are followed back to a person's, whose thread they are in
 
 IsTwin = Callable[[bytes, MeshId], bool]  # whether another mesh was heard under an id before this one was
 Who = Callable[[str], Speaker]  # a speaker by its key
@@ -53,22 +55,34 @@ class Outward:
     def show(self, entry: Entry, speaker: str | None) -> bool:
         """Put what an act is in the rooms of its basin; returns whether anything was put. Within a transaction.
 
+        Raises MatrixFull when a room takes no more, once the others have it.
+
         `speaker` is the em of ours that said it, None for anybody else: the node's own user then says whose it is.
         """
-        if entry.act.kind in UNSEEN or is_husk(entry.act) or not self._may(entry):
+        if is_husk(entry.act):
+            return self.drop_draft(entry.act.id)  # it was taken back while it was on its way
+        if entry.act.kind in UNSEEN or not self._may(entry):
             return False
         entry = self._told_apart(entry)
         act = entry.act
         came_from = {known.room for known in self.tables.events(act.id) if not known.speaker}
-        put = False
-        for room in self._rooms(entry.basin):
+        put, rooms = False, self.rooms(entry.basin)
+        for room in {room for room, _, _ in self.tables.drafts(act.id)}.difference(rooms):
+            put |= self._drop_draft(room, act.id)  # since it was begun, another room of the basin became encrypted
+        full: MatrixFull | None = None
+        for room in rooms:
             if room in came_from or (act.kind == "redact" and self._came_from(act, room)):
                 continue
             voice = self.voice(room) if speaker is None else speaker if self.tables.sits(speaker, room) else None
-            if voice is not None:
-                put |= self._show_in(room, entry, voice, relayed=speaker is None)
-            else:
-                self.tables.end_draft(act.id, room)  # it was put out while it wrote
+            try:
+                if voice is not None:
+                    put |= self._show_in(room, entry, voice, relayed=speaker is None)
+                else:
+                    self.tables.end_draft(act.id, room)  # it was put out while it wrote
+            except MatrixFull as error:
+                full = error  # of this room, or of its account: others may have a place
+        if full is not None:
+            raise full
         return put
 
     def _may(self, entry: Entry) -> bool:
@@ -96,7 +110,7 @@ class Outward:
             return identity
         return ActId(self.tables.alias(identity, mesh))
 
-    def _rooms(self, basin: str) -> list[str]:
+    def rooms(self, basin: str) -> list[str]:
         """The rooms that are shown what is said in a basin: the encrypted ones alone, if there are any."""
         rooms = self.tables.rooms_of(basin)
         sealed = [room for room in rooms if self.port.inbox.is_encrypted(room)]
@@ -120,9 +134,13 @@ class Outward:
         """Take back the words so far of an act that is never said. Within a transaction."""
         found = self.tables.drafts(act)
         for room, _, _ in found:
-            self._take_back(room, act, "it was not said after all", key(act, GONE, room))
-            self.tables.end_draft(act, room)
+            self._drop_draft(room, act)
         return bool(found)
+
+    def _drop_draft(self, room: str, act: bytes) -> bool:
+        self.tables.end_draft(act, room)
+        # Under a key that is none of the act's: else taking it back in the next room would cancel this.
+        return self._take_back(room, act, "it was not said after all", f"{GONE}/{act.hex()}/{room}")
 
     def notice(self, room: str, text: str, event_id: str) -> bool:
         """Put the node's own word about an event, which no machine should answer. Within a transaction."""
@@ -184,7 +202,7 @@ class Outward:
     ) -> dict[str, Any]:
         """The content of an act. `relayed`: whose words these are, when the node's user speaks them."""
         target = self._event(act.refs[0], room) if act.refs and act.kind != "edit" else None
-        relation = Relation(target.event_id, target.thread) if target else Relation()
+        relation = Relation(target.event_id, self._thread(target)) if target else Relation()
         answered = self.find(act.refs[0]) if target and not target.speaker else None
         people = [answered.act.author] if answered and answered.act.author.startswith("@") else []
         is_bot = act.body.get("bot") is True
@@ -220,6 +238,16 @@ class Outward:
             if tried and tried.act.refs:
                 act = tried.act.refs[0]
         return None
+
+    def _thread(self, known: Known) -> str | None:
+        """The thread that an event is in: ours are in that of what they answer."""
+        for _ in range(MAX_TALK):
+            entry = self.find(ActId(known.act)) if known.speaker else None
+            before = self._event(entry.act.refs[0], known.room) if entry and entry.act.refs else None
+            if before is None:
+                break
+            known = before
+        return known.thread
 
     def _standing(self, act: bytes, room: str) -> Known | None:
         """The first event of an act in a room, or the one that waits to be sent."""

@@ -10,6 +10,7 @@ from protocol.acts import ID_BYTES
 from protocol.keys import MeshId
 
 KEPT_EVENTS: Final = 500_000  # events whose acts are known, about 100 bytes each; replies to older ones answer nobody
+KEPT_BEGUN: Final = 10_000  # messages of other nodes that are being written; those that are not ended are forgotten
 PRUNE_EVERY: Final = 1_000  # events between two prunings
 BOT: Final = "_bot"  # the node's own user: no em's name begins with an underscore
 
@@ -49,6 +50,14 @@ BRIDGE_SCHEMA: Final = (
     """,
     # Acts of other meshes under an id that somebody has used before: rooms know them by another one.
     "CREATE TABLE room_aliases (alias BLOB PRIMARY KEY, act BLOB NOT NULL) WITHOUT ROWID",
+    # Anybody can begin messages and never end them, or end others' under their own name.
+    """
+    DROP TABLE room_begun;
+    CREATE TABLE room_begun (
+        n INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, sender TEXT NOT NULL, act BLOB NOT NULL
+    );
+    CREATE INDEX room_begun_acts ON room_begun (act, n);
+    """,
 )
 
 
@@ -139,6 +148,11 @@ class Tables:
         sql = "SELECT em FROM room_members WHERE room = ? AND state = 'joined' ORDER BY em"
         return [em for (em,) in self._store.rows(sql, (room,))]
 
+    def seated(self) -> list[str]:
+        """The rooms where any of ours sits, be it only for links."""
+        sql = "SELECT DISTINCT room FROM room_members WHERE state = 'joined' ORDER BY room"
+        return [room for (room,) in self._store.rows(sql)]
+
     def sits(self, em: str, room: str) -> bool:
         """Whether an em sits in a room."""
         sql = "SELECT 1 FROM room_members WHERE room = ? AND em = ? AND state = 'joined'"
@@ -224,23 +238,34 @@ class Tables:
         own = self._store.one("SELECT 1 FROM acts WHERE id = ?", (elsewhere,))
         return bool(own or self._store.one("SELECT 1 FROM room_chains WHERE elsewhere = ?", (elsewhere,)))
 
-    def begin(self, event_id: str, sender: str) -> None:
+    def begin(self, event_id: str, sender: str, act: bytes) -> None:
         """Note the words so far of somebody else's em: only their sender may bring the whole."""
-        self._store.execute("INSERT OR IGNORE INTO room_begun VALUES (?, ?)", (event_id, sender))
+        sql = "INSERT OR IGNORE INTO room_begun (event_id, sender, act) VALUES (?, ?, ?)"
+        self._store.execute(sql, (event_id, sender, act))
+        self._store.execute("DELETE FROM room_begun WHERE n <= (SELECT max(n) FROM room_begun) - ?", (KEPT_BEGUN,))
 
-    def begun_by(self, event_id: str) -> str | None:
-        """Who showed words so far in an event; asked once."""
-        row = self._store.one("SELECT sender FROM room_begun WHERE event_id = ?", (event_id,))
-        self._store.execute("DELETE FROM room_begun WHERE event_id = ?", (event_id,))
-        return row[0] if row else None
+    def ends(self, event_id: str, sender: str) -> bool:
+        """Whether somebody brings the whole of what they have begun in an event; asked once."""
+        sql = "DELETE FROM room_begun WHERE event_id = ? AND sender = ?"
+        return self._store.execute(sql, (event_id, sender)) > 0
+
+    def is_anothers(self, act: bytes, sender: str) -> bool:
+        """Whether somebody else was the first to begin an act, and may still be writing it."""
+        row = self._store.one("SELECT sender FROM room_begun WHERE act = ? ORDER BY n LIMIT 1", (act,))
+        return row is not None and row[0] != sender
 
     def set_move(self, old: str, new: str) -> None:
-        """Note that a room says it has moved: we follow when we are let in."""
+        """Note where a room says it has moved: we follow when we are let in. What it said before counts no more."""
+        self._store.execute("DELETE FROM room_moves WHERE old = ?", (old,))
         self._store.execute("INSERT OR REPLACE INTO room_moves VALUES (?, ?)", (new, old))
 
     def moved_from(self, new: str) -> str | None:
         """Which of our rooms said that it moved to this one."""
-        row = self._store.one("SELECT old FROM room_moves JOIN rooms ON rooms.room = old WHERE new = ?", (new,))
+        row = self._store.one(
+            "SELECT old FROM room_moves WHERE new = ? AND (old IN (SELECT room FROM rooms)"
+            " OR old IN (SELECT room FROM room_members WHERE state = 'joined'))",
+            (new,),
+        )
         return row[0] if row else None
 
     def chains_of(self, shared: bytes) -> list[bytes]:

@@ -23,6 +23,7 @@ MAX_ERROR_BYTES = 4096  # of the body of a refusal; its sentence is near the sta
 MAX_QUOTE = 200  # characters of a stranger's words that a person is shown
 MAX_TOKEN_COUNT = 10**9  # a count beyond any model's is a mistake; the estimate is used instead
 MAX_CHOICES = 16  # we ask for one
+SAYS = '; it says "'  # before a vendor's own words, which may name keys and accounts: for the node's person alone
 DONE = b"[DONE]"  # what vendors send as the last event
 
 INVALID = frozenset({400, 422})  # the request is not liked: perhaps one of its parameters

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from nodes.errors import ModelRefused, ModelUnavailable
-from nodes.models.answers import Fault, Reply, plain, utf8
+from nodes.models.answers import SAYS, Fault, Reply, plain, utf8
 from nodes.models.base import Request, Usage, estimate
 from nodes.models.body import check, events_of
 from nodes.models.parts import Fetch, content, data_urls
@@ -236,7 +236,7 @@ class OpenAIModel:
         said = plain(fault.said.replace(key, "***") if key else fault.said)
         sentence = f"the vendor {plain(self._name)}, asked for the model {plain(model)}, {fault.words}"
         kind = ModelRefused if fault.final else ModelUnavailable
-        return kind(f'{sentence}; it says "{said}"' if said else sentence)
+        return kind(f'{sentence}{SAYS}{said}"' if said else sentence)
 
     async def _open(self) -> "AsyncOpenAI":
         async with self._opening:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 GREET_S: Final = 10.0  # for a whole visit: the persons decide between two visits, not within one
 VISIT_S: Final = 18.0  # for a visit of ours: the other node says its person's `invite` before it answers
+ROOM_VISIT_S: Final = 100.0  # the same in a room: homeservers make accounts wait five seconds before each of its packets
 SEEN: Final = 16  # offers that were looked at lately, so that accepting one is a single visit
 MAX_WAITING: Final = 1_000  # invitations that nobody has used yet
 USED_UP: Final = "the invitation is unknown there, used up, or has expired; ask for a new one"
@@ -117,7 +118,7 @@ class Guests:
     async def greet(self, wire: Sealed, proved: Proved) -> None:
         """Tell a guest the offer; if it answers with its own, invite its mesh. Raises WireBroken, BadMessage."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(GREET_S):
+            async with asyncio.timeout(max(GREET_S, wire.beat_s)):
                 given = self._given(proved)
                 if given is None:
                     return
@@ -217,9 +218,9 @@ class Guests:
         Returns the offer, also as signed, and what the two ends of the wire share.
         """
         guest, mesh = NodeId(invitation.guest().public), MeshId(invitation.mesh)
-        ways = self._ways.to_inviter(invitation, room)
+        ways, visit_s = self._ways.to_inviter(invitation, room), VISIT_S if room is None else ROOM_VISIT_S
         try:
-            async with asyncio.timeout(VISIT_S), knocking(ways, self._here.who, mesh, invitation.secret) as wire:
+            async with asyncio.timeout(visit_s), knocking(ways, self._here.who, mesh, invitation.secret) as wire:
                 try:
                     told = _offer(decode(await wire.receive()))
                 except WireBroken:

@@ -218,6 +218,11 @@ class Peers(Alone):
         self._stirred.add(mesh)
         self._changed.set()
 
+    def room_moved(self, old: str, new: str) -> None:
+        """A Matrix room in which peers are met has a successor; within a transaction."""
+        self.ways.room_moved(old, new)
+        self.stir()
+
     def stir(self) -> None:
         """Look again at which links are to be kept, and where guests are waited for."""
         self._changed.set()

@@ -113,6 +113,11 @@ class Ways:
         if room is not None:
             self._store.execute("INSERT INTO peer_rooms VALUES (?, ?)", (mesh, room))
 
+    def room_moved(self, old: str, new: str) -> None:
+        """A room has a successor; within a transaction of the caller's."""
+        for table in ("peer_rooms", "guest_rooms"):
+            self._store.execute(f"UPDATE {table} SET room = ? WHERE room = ?", (new, old))  # noqa: S608 - our own words
+
     def room_of(self, mesh: MeshId) -> str | None:
         """The room in which a peer is met."""
         row = self._store.one("SELECT room FROM peer_rooms WHERE mesh = ?", (mesh,))

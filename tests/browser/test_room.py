@@ -7,18 +7,16 @@ import asyncio
 import io
 import json
 import re
-import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import aiohttp
 import pytest
-from aiohttp import web
-from homeserver import INSTALLED, Synapse, free_port
+from browser import HERE, MISSING, MODULES, browsing, served
+from homeserver import Synapse, free_port
 from process import client, make_home, mesh, up
 
 from mesh.bridges.matrix.port import MESSAGE, REACTION
@@ -28,8 +26,6 @@ from nodes.matrix.login import REGISTRATION_FILE
 if TYPE_CHECKING:
     from playwright.async_api import Locator, Page
 
-HERE = Path(__file__).parent
-MODULES = HERE / "node_modules"
 SITE = {
     "/": HERE / "index.html",
     "/cjs.js": HERE / "cjs.js",
@@ -37,23 +33,8 @@ SITE = {
 }
 PICTURE = HERE.parent.parent / "docs" / "matrix-room.png"
 MAX_PICTURE = 200_000  # bytes: the repository keeps it
-CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
-TOOLS = {
-    "chromium": CHROMIUM,
-    "playwright (PyPI)": find_spec("playwright"),
-    "hydrogen-view-sdk (npm)": MODULES.exists(),
-    "matrix-synapse (PyPI)": INSTALLED,
-}
-MISSING = ", ".join(name for name, there in TOOLS.items() if not there)
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"NOBODY LOOKS AT A ROOM IN A BROWSER; not installed: {MISSING}")
 
-FLAGS = [
-    "--no-sandbox",  # of no use to root, which containers are run by
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-]
 PERSON, NAME, PASSWORD, ROOM = "mara", "Mara", "open sesame", "lounge"
 QUESTION = "aporia, teapot: what is a mesh, in one breath?"
 SLIP = "the spare key is under the third flowerpot"
@@ -118,42 +99,12 @@ class Person:
             await asyncio.sleep(0.05)
 
 
-@asynccontextmanager
-async def client_site() -> AsyncGenerator[str]:
-    """The web client, served; yields its address."""
-
-    async def root(request: web.Request) -> web.FileResponse:
-        return web.FileResponse(SITE[request.path])
-
-    app = web.Application()
-    app.router.add_routes([web.get(path, root) for path in SITE])
-    app.router.add_static("/npm", MODULES)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
-    await runner.setup()
-    try:
-        port = free_port()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        await runner.cleanup()
-
-
 @pytest.fixture
 async def page() -> AsyncIterator["Page"]:
-    """A browser's window. Every request that it makes must be to this machine, and no script may fail."""
-    from playwright.async_api import async_playwright
-
-    hosts, failures = set[str | None](), list[str]()
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        context = await browser.new_context(viewport={"width": 1000, "height": 640})
-        page = await context.new_page()
-        page.on("pageerror", lambda error: failures.append(str(error)))
-        context.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
-        yield page
-        await browser.close()
-    assert hosts == {"127.0.0.1"}
-    assert failures == []
+    async with browsing() as browser:
+        one = await browser.new_page()
+        await one.set_viewport_size({"width": 1000, "height": 690})  # all of the talk, for the picture
+        yield one
 
 
 async def log_in(page: "Page", site: str, homeserver: str) -> None:
@@ -196,7 +147,7 @@ async def test_a_person_talks_with_two_ems_in_a_web_client(page: "Page", tmp_pat
         Synapse(tmp_path / "synapse") as synapse,
         two_ems(synapse, home),
         aiohttp.ClientSession(synapse.url, raise_for_status=True) as session,
-        client_site() as site,
+        served(SITE) as site,
     ):
         person = Person(session, await synapse.register(PERSON, PASSWORD))
         room = await person.room()
@@ -232,6 +183,7 @@ async def test_a_person_talks_with_two_ems_in_a_web_client(page: "Page", tmp_pat
         await heard(home, SLIP, still=False)
         await page.mouse.move(0, 0)  # no menu in the picture
         await keep_picture(page)
+        await page.close()  # before the homeserver goes, which a client would call an error
 
 
 def said_by(em: str, event: dict[str, Any]) -> bool:

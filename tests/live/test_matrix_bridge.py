@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from images import image
 from matrix_rig import Human, new_session, new_way, person
 from nio import RoomPreset
 
+from mesh.bridges.matrix.account import Session, log_in
 from mesh.bridges.matrix.content import MARK
 from mesh.bridges.matrix.errors import MatrixRefused
 from mesh.bridges.matrix.port import MESSAGE, REACTION
 from mesh.bridges.matrix.registration import Registration
+from mesh.bridges.matrix.verification import CANCEL, REQUEST
 from mesh.bus.memory import MemoryBroker
 from mesh.entries import recent
 from nodes.matrix.bridge import Bridge
@@ -59,7 +62,7 @@ async def world(request: pytest.FixtureRequest, shared: Shared, tmp_path: Path, 
     """A node on either way in, which the person may invite, with two ems that listen in `tea`."""
     synapse, spare = shared
     way = spare.pop() if request.param == "appservice" else await new_session(synapse)
-    pages = f"http://127.0.0.1:{way[1]}" if isinstance(way, tuple) else None
+    pages = f"http://127.0.0.1:{way[1] if isinstance(way, tuple) else 1}"  # nothing serves them for an account
     async with MemoryBroker() as broker:
         one = Bridged(tmp_path, broker, synapse, way, human.id, bot_messages=2, pages=pages)
         one.em("ada")
@@ -458,6 +461,62 @@ async def test_talk_and_pictures_in_an_encrypted_room(world: Bridged, tmp_path: 
             assert [event.decrypted for event in spoken] == [True] * 4
     finally:
         await mara.client.close()
+
+
+async def test_who_lost_their_keys_has_new_ones_before_anybody_speaks(
+    world: Bridged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first words in a room that was quiet meanwhile are sealed for the new device, and answered."""
+    monkeypatch.setattr("mesh.bridges.matrix.appservice.LOOK_BACK_MS", 0)
+    login = await world.synapse.register(f"sealed{os.urandom(4).hex()}", "secret")
+    mara = sealing.Human(world.synapse, login, tmp_path / "client")
+    world.owner = mara.id
+    try:
+        await mara.begin()
+        async with world.up(Scripted(["Before."])) as bridge:
+            user = bridge.port.user_id("ada")
+            room = await mara.room(user)
+            await until(lambda: bridge.tables.basin_of(room))
+            await mara.say(room, "hello ada")
+            await mara.until(room, "Before.")
+            (old,) = mara.client.olm.device_store.active_user_devices(user)
+            await mara.say(room, "good night", msgtype="m.notice")
+            await until(lambda: "good night" in str(acts(world, bridge.tables.basin_of(room) or "")))
+        shutil.rmtree(world.path / "matrix")
+        if isinstance(world.way, Session):
+            world.way = await log_in(world.synapse.url, world.way.user_id, "secret")
+        async with world.up(Scripted(["After."])):
+            while not {*await devices_of(mara, user)} - {old.id}:
+                await asyncio.sleep(0.02)
+            await mara.say(room, "hello again, ada")
+            assert "After." in await mara.until(room, "After.")
+    finally:
+        await mara.client.close()
+
+
+async def devices_of(person: sealing.Human, user: str) -> list[str]:
+    """A user's devices that have keys."""
+    path = f"/_matrix/client/v3/keys/query?access_token={person.client.access_token}"
+    async with await person.client.send("POST", path, f'{{"device_keys": {{"{user}": []}}}}') as answer:
+        return [*(await answer.json())["device_keys"][user]]
+
+
+async def test_a_request_for_verification_is_declined_and_no_talk(world: Bridged, human: Human) -> None:
+    """Alone with an em a person's words are all for it, but not what a client asks; four requests get three noes."""
+    async with world.up(Scripted(["Good day."])) as bridge:
+        ada = bridge.port.user_id("ada")
+        room = await human.room(ada)
+        await until(lambda: bridge.tables.basin_of(room))
+        asking = {"msgtype": REQUEST, "to": ada, "from_device": "PHONE", "methods": ["m.sas.v1"]}
+        asked = [await human.say(room, "Mara asks to verify you", **asking) for _ in range(4)]
+        await human.say(room, "for bob", **(asking | {"to": "@stranger:localhost"}))
+        await human.say(room, "hello ada")
+        shown = await said(human, room, body(bridge, "ada", "Good day."))
+        assert [one["content"]["msgtype"] for one in shown] == [REQUEST] * 5 + ["m.text"] * 2
+        noes = await human.events(room, CANCEL)
+        assert [one["content"]["m.relates_to"]["event_id"] for one in noes] == asked[:3]
+        assert {one["sender"] for one in noes} == {ada}
+        assert "verify" not in str(acts(world, bridge.tables.basin_of(room) or ""))
 
 
 async def test_what_comes_in_one_breath_is_all_honoured(world: Bridged, human: Human) -> None:

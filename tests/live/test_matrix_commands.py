@@ -189,6 +189,7 @@ async def test_a_homeserver_that_is_away_keeps_nobody_from_logging_out(
     assert read_login(home.keys) is None
 
 
+NAMED = [("Twice", "first"), ("Twice", "second"), (None, "third")]  # rooms, and their aliases
 PAGE = Path(__file__).parent.parent.parent / "docs" / "matrix.md"
 
 
@@ -221,7 +222,7 @@ async def test_the_ten_minutes_of_the_page(told: Any, home: Home, folder: Path, 
             await answers(mara, room, "@_mesh_aporia:localhost", 1)
             await mara.say(room, "ruri?")
             await answers(mara, room, "@_mesh_ruri:localhost", 1)
-            assert room in await do("matrix rooms")
+            assert re.search(r"#lounge:localhost +yappings +no +aporia ruri\n", await do("matrix rooms"))
             assert "is ready" in await do("matrix status")
             sealed = await secret.room(*EMS_THERE)
             await secret.say(sealed, "aporia, can you read this?")
@@ -263,8 +264,11 @@ async def test_who_comes_and_goes(told: Any, home: Home, folder: Path) -> None:
             await mara.client.room_invite(room, "@_mesh__bot:localhost")
             code, written = await told("join", room, "--basin", "yappings", "--ems", "aporia,nobody", *here)
             assert (code, "aporia joined" in written, "no em nobody" in written) == (0, True, True), written
+            code, written = await told("leave", room, "--em", "nobody", *here)
+            assert (code, "there is no em nobody" in written) == (1, True)
             code, written = await told("invite", "ruri", room, *here)
             assert (code, "ruri is in" in written, "@_mesh_ruri:localhost" in written) == (0, True, True)
+            await two_of_a_name(told, mara, here)
             code, written = await told("space", "--json", *here)
             assert (code, json.loads(written)["rooms"]) == (0, 1)
             assert (await told("space", "--name", "ours", *here))[0] == 0
@@ -374,6 +378,27 @@ class Sealing:
             said = [one for one in page.chunk if one.sender == user and isinstance(one, RoomMessageText)]
             said = [one for one in said if "m.new_content" not in one.source["content"]]
         assert len(said) == number
+
+
+async def two_of_a_name(told: Any, mara: Human, here: tuple[str, Path]) -> None:
+    """Rooms are known by their name, or else by their alias; of two with one name neither is taken for the other."""
+    rooms = [await mara.room(preset=RoomPreset.public_chat, name=name, alias=alias) for name, alias in NAMED]
+    for _, alias in NAMED:
+        assert (await told("join", f"{alias}:localhost", "--basin", "tea", "--ems", "aporia", *here))[0] == 0
+    listed = (await told("rooms", *here))[1]
+    assert (listed.count("Twice"), rooms[0] in listed, rooms[1] in listed, rooms[2] in listed) == (2, True, True, False)
+    await mara.room(preset=RoomPreset.public_chat, name="Fourth", alias="fourth")
+    assert "ruri is in #fourth:localhost" in (await told("invite", "ruri", "#fourth:localhost", *here))[1]
+    assert "ruri left Fourth" in (await told("leave", "Fourth", *here))[1]
+    code, written = await told("invite", "ruri", "#third:localhost", *here)
+    assert (code, "ruri is in #third:localhost" in written) == (0, True), written
+    for words in (("leave", "Twice"), ("invite", "ruri", "Twice")):
+        code, written = await told(*words, *here)
+        assert (code, "2 rooms are called Twice; give the id of one" in written) == (1, True), written
+    assert (await told("leave", rooms[1], *here))[0] == 0
+    assert "ruri is in Twice" in (await told("invite", "ruri", "Twice", *here))[1]
+    assert "aporia, ruri left Twice" in (await told("leave", "Twice", *here))[1]
+    assert "left #third:localhost" in (await told("leave", "#third:localhost", *here))[1]
 
 
 @asynccontextmanager

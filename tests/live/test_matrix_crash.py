@@ -3,20 +3,22 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sealing
 from bridged import messages
-from crashing_matrix import DRAFTED, PARTS
+from crashing_matrix import DRAFTED, PARTS, SEALING
 from homeserver import INSTALLED, Synapse, free_port
 from matrix_rig import Human, new_way
 from nio import RoomPreset
 from openai_server import Answer, FakeOpenAI
 from process import client, make_home, settled, up
 
+from mesh.bridges.matrix.port import MESSAGE
 from nodes.client import Client
 from nodes.home import Home
 from nodes.matrix.login import Listening, Login, write_login
@@ -92,26 +94,65 @@ async def test_a_node_killed_between_a_room_and_its_em_answers_exactly_once(
     seat: Seat, human: Human, part: str
 ) -> None:
     """Killed at each step, and at the next while it recovers: one act and one answer each, in order, no draft left."""
+    await killed(seat, human, seat.room, "tea", PARTS[part])
+
+
+class Encrypting(sealing.Human):
+    """A person in an encrypted room, with a new key for each message, who sees what others see in an open room."""
+
+    async def say(self, room: str, text: str, **more: Any) -> str:
+        self.client.invalidate_outbound_session(room)
+        return await super().say(room, text, **more)
+
+    async def events(self, room: str, kind: str = MESSAGE) -> list[dict[str, Any]]:
+        return [event.source for event in await super().events(room) if event.source["type"] == kind]
+
+
+async def test_a_node_killed_between_an_encrypted_room_and_its_em_answers_exactly_once(
+    seat: Seat, tmp_path: Path
+) -> None:
+    """Killed between a key and what it opens, and between what is sealed and what is sent: all is read, and once."""
+    mara = Encrypting(seat.synapse, seat.login, tmp_path / "client")
+    try:
+        await mara.begin()
+        async with up(seat.home), client(seat.home) as one:
+            members = (await one.request("matrix_rooms", {}))["rooms"][0]["members"]
+            room = await mara.room(*(member["user"] for member in members if member["em"] == "ada"))
+            while not (basin := await basin_of(one, room)):
+                await asyncio.sleep(0.02)
+        await killed(seat, mara, room, basin, SEALING)
+    finally:
+        await mara.client.close()
+
+
+async def basin_of(one: Client, room: str) -> str | None:
+    """The basin of a room, once an em sits there."""
+    rooms = (await one.request("matrix_rooms", {}))["rooms"]
+    return next((found["basin"] for found in rooms if found["room"] == room and found["members"]), None)
+
+
+async def killed(seat: Seat, human: Human | Encrypting, room: str, basin: str, boundaries: Iterable[str]) -> None:
+    """Have a node killed at each of these, with two questions each, and see how it answers."""
     async with FakeOpenAI(seat.models) as model:
-        begun, asked, texts = len(await messages(human, seat.room)), list[str](), list[str]()
-        for boundary in PARTS[part]:
+        begun, asked, texts = len(await messages(human, room)), list[str](), list[str]()
+        for boundary in boundaries:
             async with up(seat.home, (*CRASHING, boundary)) as node:
                 async with asyncio.timeout(PATIENCE_S):
-                    while node.process.returncode is None and not await all_answered(human, seat.room, begun, asked):
+                    while node.process.returncode is None and not await all_answered(human, room, begun, asked):
                         await asyncio.sleep(0.02)
                 model.mend()
                 model.play(SLOW if boundary in DRAFTED else WHOLE, *[WHOLE] * MANY)
                 for number in ("one", "two"):
                     texts.append(f"ada, {number}, {boundary}?")
-                    asked.append(await human.say(seat.room, texts[-1]))
+                    asked.append(await human.say(room, texts[-1]))
                 async with asyncio.timeout(PATIENCE_S):
                     assert await node.gone() == -signal.SIGKILL, boundary
         async with up(seat.home) as node, client(seat.home) as one:
-            await idle(one, human, seat.room, begun, asked)
-            history = (await settled(one, "tea"))[-2 * len(asked) :]
+            await idle(one, human, room, begun, asked)
+            history = (await settled(one, basin))[-2 * len(asked) :]
             assert await node.stop() == 0
             assert "Traceback" not in node.said()
-        shown = (await messages(human, seat.room))[begun:]
+        shown = (await messages(human, room))[begun:]
         assert [event["event_id"] for event in shown if event["sender"] == human.id] == asked
         assert [answered(event) for event in shown if event["sender"] != human.id] == asked
         questions = [entry for entry in history if entry["author"] == human.id]
@@ -125,13 +166,13 @@ def answered(event: dict[str, Any]) -> str:
     return str(event["content"]["m.relates_to"]["m.in_reply_to"]["event_id"])
 
 
-async def all_answered(human: Human, room: str, begun: int, asked: list[str]) -> bool:
+async def all_answered(human: Human | Encrypting, room: str, begun: int, asked: list[str]) -> bool:
     """Whether people see as many whole answers as there were questions."""
     shown = [event for event in (await messages(human, room))[begun:] if event["sender"] != human.id]
     return len(shown) >= len(asked) and all(event["content"]["body"] in ENDS for event in shown)
 
 
-async def idle(one: Client, human: Human, room: str, begun: int, asked: list[str]) -> None:
+async def idle(one: Client, human: Human | Encrypting, room: str, begun: int, asked: list[str]) -> None:
     """Until all is answered, and nothing waits any more."""
     async with asyncio.timeout(PATIENCE_S):
         while True:

@@ -4,17 +4,17 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from homeserver import INSTALLED, Synapse
 from matrix_rig import new_way
-from nio import RoomKeyRequest
-from nio.crypto import OlmDevice
-from sealing import SEALING, Human
+from nio import ToDeviceMessage
+from sealing import SEALING, Human, forward, key_request
 
 from mesh.bridges.matrix.account import Account, Session, log_in, sign_anew
 from mesh.bridges.matrix.api import As
@@ -28,6 +28,8 @@ from mesh.bridges.matrix.port import ENCRYPTED, ENCRYPTION, MEMBER, MESSAGE, REA
 from mesh.bridges.matrix.registration import Registration
 from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.bridges.matrix.several import Several
+from mesh.bridges.matrix.verification import CANCEL
+from mesh.bridges.matrix.verification import REQUEST as VERIFY
 from mesh.clock import now_ms
 from mesh.store import Store
 
@@ -39,6 +41,17 @@ pytestmark = [
 ADA, BOB = Speaker("ada", "Ada"), Speaker("bob", "Bob")
 REGISTRATIONS = 20  # one a test: what one leaves unheard must not reach the next
 PASSWORD = "secret"
+ODD_WORDS: list[tuple[str, dict[str, Any]]] = [  # between devices, all but requests for verification
+    ("m.room_key.withheld", {"algorithm": "m.megolm.v1.aes-sha2", "room_id": "!r:x", "code": "m.unverified"}),
+    ("m.room_key_request", {"action": "request", "request_id": "r", "requesting_device_id": "D", "body": {}}),
+    ("m.secret.request", {"action": "request", "name": "m.megolm_backup.v1", "request_id": "r"}),
+    ("m.secret.send", {"request_id": "r", "secret": "no"}),
+    ("m.key.verification.start", {"from_device": "D", "method": "m.sas.v1", "transaction_id": "t"}),
+    ("m.key.verification.done", {"transaction_id": "t"}),
+    ("m.dummy", {}),
+    ("m.room.encrypted", {"algorithm": "m.olm.v1.curve25519-aes-sha2", "sender_key": "k", "ciphertext": {}}),
+    ("io.element.call.encryption_keys", {"keys": [], "room_id": "!r:x"}),
+]
 Port = AppService | Account
 Shared = tuple[Synapse, list[tuple[Registration, int]]]
 
@@ -194,9 +207,12 @@ async def test_long_messages_fit_and_repeated_ones_are_one(place: Place) -> None
             port._store.execute(again, (json.dumps(said),))
         port.outbox.wake()
         assert (await port.outbox.wait("ada", "long")).event_id == first
-        (text,) = [event.body for event in await human.events(room) if event.source["type"] == MESSAGE]
-        assert len(text) > 40_000
-        assert text.endswith("too long for one message]")
+        await port.send(ADA, room, MESSAGE, edit(first, said), "edit")
+        events = [event.source for event in await human.events(room)]
+        shown, changed = [event["content"] for event in events if event["type"] == MESSAGE]
+        for content in (shown, changed["m.new_content"]):
+            assert len(content["body"]) > 40_000
+            assert content["body"].endswith("too long for one message]")
 
 
 async def test_a_key_that_is_worn_out_is_replaced(place: Place) -> None:
@@ -391,26 +407,66 @@ async def test_an_event_that_cannot_be_read_is_shown_and_comes_again_when_its_ke
             assert await heard(port, "good") == ["good"]
 
 
-async def key_request(human: Human, user: str) -> RoomKeyRequest:
-    """The next request for a key by a user."""
-    while True:
-        answer = await human.client.sync(1000)
-        for event in answer.to_device_events:
-            if isinstance(event, RoomKeyRequest) and event.sender == user:
-                return event
+async def test_what_else_devices_say_to_one_another_breaks_nothing(place: Place) -> None:
+    """Of all that modern clients send, a request for verification has an answer; the talk goes on in any case."""
+    async with person(place) as human, place.port() as port:
+        room = await together(port, human, ADA)
+        user = port.user_id("ada")
+        (device,) = (await keys_of(human, user))["device_keys"][user]
+        asking = {"from_device": human.client.device_id, "methods": ["m.sas.v1"], "transaction_id": "t1"}
+        for kind, content in [
+            *ODD_WORDS,
+            *((kind, odd) for kind, _ in ODD_WORDS for odd in ({}, {"request_id": [], "algorithm": 7, "code": None})),
+            (VERIFY, asking | {"from_device": "*"}),
+            (VERIFY, {}),
+            (VERIFY, asking),
+        ]:
+            await human.client.to_device(ToDeviceMessage(kind, user, device, content))
+        while True:
+            noes = [
+                one.source for one in (await human.client.sync(1000)).to_device_events if one.source["type"] == CANCEL
+            ]
+            if noes:
+                break
+        assert [(one["sender"], one["content"]["transaction_id"]) for one in noes] == [(user, "t1")]
+        await human.say(room, "still there?")
+        assert await heard(port, "still there?") == ["still there?"]
+        await port.send(ADA, room, MESSAGE, message("yes"), "k1")
+        assert (await human.until(room, "yes"))[-1] == "yes"
 
 
-async def forward(human: Human, request: RoomKeyRequest) -> None:
-    """Give the key that was asked for, as clients do for those who should have had it."""
-    olm = human.client.olm
-    device: OlmDevice = olm.device_store[request.sender][request.requesting_device_id]
-    group = olm.inbound_group_store.get(request.room_id, olm.account.identity_keys["curve25519"], request.session_id)
-    session = olm.session_store.get(device.curve25519)
-    await human.client.to_device(olm._encrypt_forwarding_key(request.room_id, group, session, device))
+async def test_a_key_that_came_just_before_the_node_ended_opens_what_waited_for_it(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept, and will not be sent again: the next start finds what it opens."""
+    synapse, spare = shared
+    place, came = Place(tmp_path, synapse, *spare.pop()), list[object]()
+    async with person(place) as human:
+        async with place.port() as port:
+            room = await together(port, human, ADA)
+            with monkeypatch.context() as patch:
+                patch.setattr("mesh.bridges.matrix.engine.Engine.receive", lambda _engine, _events: [])
+                await human.say(room, "can you read this?")
+                while (await take(port)).kind != SEALED:
+                    pass
+            request = await key_request(human, port.user_id("ada"))
+            with monkeypatch.context() as patch:
+                patch.setattr(port.crypto.fleet, "_tidings", replace(port.crypto.fleet._tidings, came=keep(came)))
+                await forward(human, request)
+                while not came:
+                    await asyncio.sleep(0)
+        async with place.port() as port:
+            assert await heard(port, "can you read this?") == ["can you read this?"]
 
 
-async def test_lost_keys_are_replaced(shared: Shared, tmp_path: Path) -> None:
-    """Without its folder of keys an em gets a new device, signed by new keys, and talks on; the old one is gone."""
+def keep(came: list[object]) -> Callable[[object, Iterable[object]], None]:
+    """Note keys, and do nothing with them, as a process that ends."""
+    return lambda _device, keys: came.extend(keys)
+
+
+@pytest.mark.parametrize("damaged", ["", "device.db", "olm-*.db"], ids=["all", "what it knows", "its keys"])
+async def test_lost_keys_are_replaced(shared: Shared, tmp_path: Path, damaged: str) -> None:
+    """Without its keys, or with damaged ones, an em has a new device, signed, and talks on; the old one is gone."""
     synapse, spare = shared
     place = Place(tmp_path, synapse, *spare.pop())
     async with person(place) as human:
@@ -419,7 +475,7 @@ async def test_lost_keys_are_replaced(shared: Shared, tmp_path: Path) -> None:
             await human.say(room, "hello")
             await heard(port, "hello")
             (old,) = (await keys_of(human, port.user_id("ada")))["device_keys"][port.user_id("ada")]
-        shutil.rmtree(place.keys)
+        spoil(place.keys, damaged)
         async with place.port() as port:
             user = await port.ensure(ADA)
             await port.send(ADA, room, MESSAGE, message("here again"), "k1")
@@ -462,6 +518,14 @@ async def test_an_account_that_lost_its_keys_says_so_and_talks_again_after_a_log
         await sign_anew(place.way, place.keys, PASSWORD)
         async with place.port():
             assert await is_trusted(human, place.way)
+
+
+def spoil(keys: Path, damaged: str) -> None:
+    """Lose all keys, or have something else in the files of that name, and in nothing beside them."""
+    if not damaged:
+        shutil.rmtree(keys)
+    for file in keys.glob(f"*/{damaged}"):
+        file.write_bytes(os.urandom(5_000))
 
 
 async def is_trusted(human: Human, session: Session) -> bool:

@@ -17,6 +17,7 @@ from homeserver import INSTALLED, Synapse
 from matrix_rig import Human, new_session, new_way, person
 from nio import RoomPreset
 
+from mesh.bridges.matrix import appservice as appservice_module
 from mesh.bridges.matrix.account import Session
 from mesh.bridges.matrix.api import Access, Api, As
 from mesh.bridges.matrix.registration import Registration
@@ -369,7 +370,9 @@ async def test_a_port_that_is_taken_is_one_line_and_matrix_comes_when_it_is_free
         async with up_at_once(world, Scripted(["Indeed."])) as bridge:
             await until(lambda: bridge.problems)
             await works_without_matrix(world)
-            (problem,) = (await status(world))["problems"]
+            told = await status(world)
+            (problem,), (at_ms,) = told["problems"], told["problems_ms"]
+            assert 0 <= now_ms() - at_ms < 60_000
             assert problem.startswith(f"nothing can listen on 127.0.0.1:{world.way[1]}")
             assert (await status(world))["ready"] is False
             other.close()
@@ -530,8 +533,11 @@ async def test_a_restart_after_long_silence_hears_all_in_order_and_nothing_twice
 
 
 @appservice
-async def test_what_a_homeserver_forgot_to_push_is_heard_when_it_is_back(own: tuple[Bridged, Human]) -> None:
+async def test_what_a_homeserver_forgot_to_push_is_heard_when_it_is_back(
+    own: tuple[Bridged, Human], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Synapse that was killed may never push what it was about to; the room is looked through when it is there."""
+    monkeypatch.setattr(appservice_module, "LOOK_PAGE", 2)  # of more events than one request brings
     world, human = own
     async with world.up(Scripted(["Indeed."])):
         room = await tea(world, human)

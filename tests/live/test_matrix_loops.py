@@ -145,6 +145,20 @@ async def test_two_nodes_whose_ems_answer_everything_are_quiet_within_the_budget
         assert len(await quiet(human, room, one, two)) > before + 1
 
 
+async def test_two_ems_of_two_nodes_that_call_each_other_end_at_the_hops(worlds: list[Bridged], human: Human) -> None:
+    """A chain that would go on for ever between two nodes is as long as one within a node: as its hops allow."""
+    one, two = worlds
+    for folder in (folder for world in worlds for folder in world.ems.iterdir()):
+        (folder / "config.yaml").write_text("reply_on_floor: false\nbasins: [tea]\n", "utf-8")
+    async with one.up(Scripted(["cleo, what do you say?"])), two.up(Scripted(["ada, what do you say?"])):
+        room = await join(one, human)
+        await join(two, human, room)
+        await human.say(room, "ada, begin")
+        await until(lambda: spoken(one) and spoken(two))
+        shown = await quiet(human, room, one, two)
+        assert [event["content"][MARK]["hops"] for event in shown[1:]] == list(range(1, HOPS + 1))
+
+
 async def test_ems_of_other_nodes_that_are_not_called_are_not_answered(worlds: list[Bridged], human: Human) -> None:
     """To answer everything means people and one's own: another node's em is a machine, and must call."""
     one, two = worlds

@@ -11,8 +11,10 @@ from homeserver import INSTALLED, Synapse
 from matrix_rig import Human, new_session, new_way, person
 from nio import AsyncClient
 
+from mesh.bridges.matrix import account
 from mesh.bridges.matrix.account import Account, Session, check_token
-from mesh.bridges.matrix.appservice import AppService
+from mesh.bridges.matrix.api import As
+from mesh.bridges.matrix.appservice import DEVICE, AppService
 from mesh.bridges.matrix.content import Relation, edit, later, message, reaction, redaction
 from mesh.bridges.matrix.errors import MatrixLoggedOut, MatrixRefused
 from mesh.bridges.matrix.inbox import Inbound
@@ -175,8 +177,9 @@ async def test_a_restart_repeats_what_was_not_handled_and_nothing_else(place: Pl
             assert await heard(port, "three") == ["two", "three"]
 
 
-async def test_what_was_said_while_it_was_down_arrives_in_order(place: Place) -> None:
-    """A hundred messages during our absence, more than a sync holds, are all heard, in order and once."""
+async def test_what_was_said_while_it_was_down_arrives_in_order(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred messages during our absence, more than a sync and a request hold, are all heard, in order and once."""
+    monkeypatch.setattr(account, "GAP_PAGE", 20)
     async with person(place.synapse) as human:
         async with place.port() as port:
             room = await together(port, human, ADA)
@@ -452,3 +455,14 @@ async def test_the_homeserver_reaches_us(shared: Shared, tmp_path: Path) -> None
     async with Place(tmp_path / "node.db", synapse, *spare.pop()).port() as port:
         assert isinstance(port, AppService)
         assert await port.ping() >= 0
+
+
+async def test_a_device_that_was_removed_is_made_anew_and_nothing_is_lost(shared: Shared, tmp_path: Path) -> None:
+    """Homeservers may remove devices that seem unused: what is said next goes by a new one."""
+    synapse, spare = shared
+    async with person(synapse) as human, Place(tmp_path / "node.db", synapse, *spare.pop()).port() as port:
+        room = await together(port, human, ADA)
+        await port.send(ADA, room, MESSAGE, message("one"), "k1")
+        await port._api.call("POST", ("client", "v3", "logout"), {}, acting=As(port.user_id("ada"), DEVICE))
+        await port.send(ADA, room, MESSAGE, message("two"), "k2")
+        assert await human.bodies(room) == ["one", "two"]

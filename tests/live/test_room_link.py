@@ -65,7 +65,7 @@ async def test_two_link_in_a_room_and_talk_there_and_people_see_nothing(
     synapse: Synapse, human: Human, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Invited, accepted, heard both ways, after a restart and after a change of mind; clients show none of it."""
-    monkeypatch.setattr("mesh.links.room.PAUSE_S", 0.1)
+    monkeypatch.setattr("mesh.links.room.PAUSE_S", (0.1, 0.1))
     room = await human.room(preset=RoomPreset.public_chat)
     async with owners(tmp_path, "ada", "bob") as (ada, bob):
         hers, his = await new_session(synapse), await new_session(synapse)

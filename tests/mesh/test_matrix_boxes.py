@@ -18,6 +18,7 @@ from mesh.bridges.matrix.inbox import Inbound, Inbox, parse_event
 from mesh.bridges.matrix.outbox import Outbox, Outcome, Outgoing
 from mesh.bridges.matrix.payload import encode, transaction_id
 from mesh.bridges.matrix.schema import MATRIX_SCHEMA
+from mesh.errors import StoreFailed
 from mesh.store import Store
 
 NOW = 1_800_000_000_000
@@ -112,6 +113,15 @@ def test_the_place_moves_with_the_events_or_not_at_all(store: Store, monkeypatch
         inbox.take([event(2)], ("@us:x", "s2"))
     assert inbox.cursor("@us:x") == "s1"
     assert Inbox(store, clock).waiting() == 1
+
+
+def test_the_place_stays_when_the_disk_refuses_an_event(store: Store) -> None:
+    inbox = Inbox(store, clock)
+    inbox.take([event(1)], ("@us:x", "s1"))
+    store.execute("CREATE TRIGGER full BEFORE INSERT ON matrix_inbox BEGIN SELECT RAISE(ABORT, 'full'); END")
+    with pytest.raises(StoreFailed):
+        inbox.take([event(2)], ("@us:x", "s2"))
+    assert inbox.cursor("@us:x") == "s1"
 
 
 async def test_only_the_ids_of_lately_handled_events_are_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

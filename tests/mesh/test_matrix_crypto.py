@@ -375,7 +375,7 @@ def test_what_cannot_be_opened_waits_in_order_and_is_asked_for_once(store: Store
     again = Sealed(store)
     assert again.is_wanted(ROOM, "s")
     assert again.sessions() == [(ROOM, "s")]
-    assert again.waiting(ROOM, "s") == [sealed_event(1), sealed_event(2)]
+    assert list(again.waiting(ROOM, "s")) == [[sealed_event(1), sealed_event(2)]]
     assert again.holds("$e1", ROOM)
     assert not again.holds("$e1", "!other:x")
     again.forget(["$e1", "$e2"])

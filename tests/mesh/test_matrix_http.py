@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from homeserver import free_port
+from structlog.testing import capture_logs
 
 from mesh.bridges.matrix import account as account_module
 from mesh.bridges.matrix import appservice as appservice_module
@@ -137,7 +138,10 @@ async def test_users_and_rooms_that_we_do_not_have(door: Door, registration: Reg
 async def test_asks_until_the_homeserver_reaches_it(
     store: Store, registration: Registration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At its start it has what waited for it pushed at once, and asks again while the homeserver cannot."""
+    """At its start it has what waited for it pushed at once, and asks again while the homeserver cannot.
+
+    The log tells that once, and its end.
+    """
     monkeypatch.setattr(appservice_module, "NUDGE_S", (0.0, 0.0))
     asked, pinged = list[str](), asyncio.Event()
 
@@ -151,15 +155,22 @@ async def test_asks_until_the_homeserver_reaches_it(
     async with serving(handler) as url:
         port = AppService(url, registration, ("127.0.0.1", free_port()), store, lambda: NOW)
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(port.run())
-            await pinged.wait()
+            with capture_logs() as logs:
+                task = group.create_task(port.run())
+                await pinged.wait()
+                while not port.reached:
+                    await asyncio.sleep(0)
             task.cancel()
     assert asked == ["/_matrix/client/v1/appservice/ampmesh/ping"] * 3
+    assert [one["event"] for one in logs] == [
+        "nothing is heard from the homeserver; it is tried again",
+        "the homeserver reaches us again",
+    ]
 
 
 async def test_a_taken_port_is_said_plainly(door: Door, store: Store, registration: Registration) -> None:
     port = AppService("http://127.0.0.1:1", registration, door.port.door.listen, store, lambda: NOW)
-    with pytest.raises(MatrixError, match="choose another port"):
+    with pytest.raises(MatrixError, match=r"[0-9]: Address already in use; end what .* or choose another port"):
         await port.run()
 
 
@@ -256,6 +267,8 @@ async def test_a_homeserver_that_hangs_or_is_gone_is_unavailable() -> None:
         await api.call("GET", ("client", "v3", "sync"))
     await api.close()
     assert (hanging.value.unsent, gone.value.unsent) == (False, True)
+    assert str(hanging.value) == "the homeserver did not answer: it took too long"
+    assert str(gone.value) == "the homeserver is not there: nothing listens at its address"
 
 
 async def test_identifiers_are_escaped_in_addresses() -> None:
@@ -314,6 +327,7 @@ async def test_failures_of_a_sync_are_waited_out_and_a_lost_place_begins_anew(
     monkeypatch.setattr(account_module, "EARLY_S", 0.0)
     script = Script(
         (500, {}),
+        (500, {}),
         (200, {"next_batch": 7}),
         (200, {"next_batch": "s1"} | timeline(EVENT)),  # the first time: history
         (200, {"next_batch": "s2", "rooms": {"join": {"!r:x": {"timeline": 7, "state": []}, "!q:x": None}}}),
@@ -321,8 +335,14 @@ async def test_failures_of_a_sync_are_waited_out_and_a_lost_place_begins_anew(
         (400, {"errcode": "M_UNKNOWN_POS"}),
         (200, {"next_batch": "s9"} | timeline(EVENT)),
     )
-    account = await listen(store, script)
-    assert [asked.get("since") for asked in script.asked] == [None, None, None, "s1", "s2", "s3", None, "s9"]
+    with capture_logs() as logs:
+        account = await listen(store, script)
+    assert [one["event"] for one in logs if one["log_level"] == "info"][:3] == [
+        "nothing can be heard from Matrix just now; it is tried again",
+        "nothing can be heard from Matrix just now; it is tried again",
+        "Matrix is heard again",
+    ]
+    assert [asked.get("since") for asked in script.asked] == [None, None, None, None, "s1", "s2", "s3", None, "s9"]
     assert account.inbox.waiting() == 1
     assert (await anext(account.inbox)).event_id == "$1"
 

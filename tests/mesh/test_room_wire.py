@@ -1,6 +1,7 @@
 """Wires through a room: in order and once, whatever the room does to their packets."""
 
 import asyncio
+import itertools
 import random
 from collections.abc import Callable, Iterator
 
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sides import Side, sides, until_heard
 
+from mesh.bridges.matrix.link import MAX_INSIDE
 from mesh.links.links import Links
-from mesh.links.room import MAX_HELD, MAX_PLACES, PIECE, InRoom, Packet, Room, read_packet
+from mesh.links.room import MAX_HELD, MAX_PLACES, InRoom, Packet, Room, name_of, read_packet
 from mesh.links.wire import MAX_SEALED, Wire, WireBroken
 
 SLOT, OTHER = b"s" * 32, b"o" * 32
@@ -24,10 +26,11 @@ class Homeserver:
         self.rooms: dict[str, Room] = {}
         self.sent: list[bytes] = []
         self._mischief = mischief
+        self._clock = itertools.count(1_800_000_000_000).__next__  # nobody begins twice within a millisecond
         self._held: list[tuple[str, bytes]] = []
 
     def join(self, user: str) -> Room:
-        self.rooms[user] = Room(_End(self, user))
+        self.rooms[user] = Room(_End(self, user), self._clock)
         return self.rooms[user]
 
     def take(self, user: str, data: bytes) -> None:
@@ -42,7 +45,7 @@ class Homeserver:
             for data in self._mischief([data for sender, data in held if sender == user]):
                 for other, room in self.rooms.items():
                     if other != user:
-                        room.heard(data, user)
+                        room.heard(data)
 
 
 class _End:
@@ -102,13 +105,13 @@ async def test_long_messages_of_two_tasks_are_not_mixed() -> None:
         for data in (long, short, long):
             group.create_task(one.send(data))
         assert [await other.receive() for _ in range(3)] == [long, short, long]
-    assert max(map(len, server.sent)) <= PIECE + 64
+    assert max(map(len, server.sent)) <= MAX_INSIDE
 
 
 async def test_pairs_in_one_room_do_not_hear_each_other_and_whoever_comes_late_asks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mesh.links.room.PAUSE_S", 0.01)
+    monkeypatch.setattr("mesh.links.room.PAUSE_S", (0.01, 0.01))
     server = Homeserver()
     ada, bob, cyd = server.join("@ada:a"), server.join("@bob:b"), server.join("@cyd:c")
     async with asyncio.TaskGroup() as group:
@@ -125,7 +128,7 @@ async def test_pairs_in_one_room_do_not_hear_each_other_and_whoever_comes_late_a
 
 async def test_who_begins_anew_ends_the_talk_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that died says nothing; its next run is heard, and packets of its earlier streams are not."""
-    monkeypatch.setattr("mesh.links.room.PAUSE_S", 0.0)
+    monkeypatch.setattr("mesh.links.room.PAUSE_S", (0.0, 0.0))
     server = Homeserver()
     ada, bob = server.join("@ada:a"), server.join("@bob:b")
     one, other = await met(ada, bob)
@@ -141,7 +144,7 @@ async def test_who_begins_anew_ends_the_talk_before(monkeypatch: pytest.MonkeyPa
         answering = group.create_task(bob.open(SLOT, calls=False))
         again = await calling
         for data in old:
-            bob.heard(data, "@ada:a")
+            bob.heard(data)
         await again.send(b"second")
         assert await (await answering).receive() == b"second"
     bob = server.join("@bob:b")
@@ -154,20 +157,82 @@ async def test_who_begins_anew_ends_the_talk_before(monkeypatch: pytest.MonkeyPa
         assert await (await answering).receive() == b"third"
 
 
-async def test_others_in_the_room_cannot_take_part_and_cannot_fill_our_memory() -> None:
+async def test_whoever_waits_for_the_next_one_lets_the_present_one_finish() -> None:
+    """A visit through a homeserver that limits words takes long; whoever waits for guests waits on meanwhile."""
+    server = Homeserver()
+    ada, bob = server.join("@ada:a"), server.join("@bob:b")
+    one, other = await met(ada, bob)
+    async with asyncio.TaskGroup() as group:
+        following = group.create_task(bob.open(SLOT, calls=False))
+        for data in (b"first", b"second"):
+            await one.send(data)
+            assert await other.receive() == data
+        assert not following.done()
+        await one.close()
+        with pytest.raises(WireBroken):
+            await other.receive()
+        await other.close()
+        again = await ada.open(SLOT, calls=True)
+        await again.send(b"third")
+        assert await (await following).receive() == b"third"
+
+
+def forged(server: Homeserver, dice: random.Random) -> Iterator[bytes]:
+    """What somebody in the room may write who knows all that was said there, and not the slot."""
+    for data in dice.sample(server.sent, min(len(server.sent), 8)):
+        packet = read_packet(data)
+        assert packet
+        number, last = dice.choice([0, packet.number, packet.number + 1]), b"\xff" * 8
+        changed = Packet(
+            packet.name, dice.random() < 0.5, dice.choice([packet.stream, last]), number, b"\0forged", last * 2
+        )
+        yield from (
+            data,
+            msgspec.msgpack.encode(changed),
+            msgspec.msgpack.encode(changed.tagged(packet.name)),
+            data[:-1],
+        )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32))
+def test_who_repeats_and_forges_what_was_said_interrupts_nobody(seed: int) -> None:
+    """Before, while and after two meet, and meet anew: each wire lasts as long as its ends want it."""
+    dice = random.Random(seed)
+
+    async def talk() -> None:
+        server = Homeserver(lambda packets: iter([*forged(server, dice), *packets, *forged(server, dice)]))
+        ada, bob = server.join("@ada:a"), server.join("@bob:b")
+        for number in range(3):
+            one, other = await met(ada, bob)
+            for text in (b"there", b"and back", bytes([number])):
+                await one.send(text)
+                assert await other.receive() == text
+                await other.send(text)
+                assert await one.receive() == text
+            if number == 1:
+                ada = server.join("@ada:a")  # she was killed, and begins anew
+            else:
+                await one.close()
+            if number != 1:
+                with pytest.raises(WireBroken):
+                    await other.receive()
+            await other.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mesh.links.room.PAUSE_S", (0.0, 0.0))
+        asyncio.run(talk())
+
+
+async def test_a_peer_cannot_fill_our_memory() -> None:
     server = Homeserver()
     ada, bob = server.join("@ada:a"), server.join("@bob:b")
     one, other = await met(ada, bob)
     await one.send(b"first")
     assert await other.receive() == b"first"
     stream = next(packet.stream for data in server.sent if (packet := read_packet(data)) and packet.number)
-    forged = Packet(SLOT, True, stream, 3, b"\0forged")
-    bob.heard(msgspec.msgpack.encode(forged), "@eve:e")
-    await one.send(b"second")
-    assert await other.receive() == b"second"
     for number in range(5, MAX_HELD + 7):
-        later = Packet(SLOT, True, stream, number, b"\0x")
-        bob.heard(msgspec.msgpack.encode(later), "@ada:a")
+        bob.heard(msgspec.msgpack.encode(Packet(name_of(SLOT), True, stream, number, b"\0x").tagged(SLOT)))
     with pytest.raises(WireBroken):
         await other.receive()
     async with asyncio.TaskGroup() as group:
@@ -182,7 +247,7 @@ async def test_others_in_the_room_cannot_take_part_and_cannot_fill_our_memory() 
 @given(st.binary(max_size=100))
 def test_any_bytes_are_no_packet_or_a_whole_one(data: bytes) -> None:
     packet = read_packet(data)
-    assert packet is None or len(packet.slot) == 32
+    assert packet is None or len(packet.name) == 32
 
 
 async def test_a_session_runs_through_a_room(tmp_path: object) -> None:

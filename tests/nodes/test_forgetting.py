@@ -16,6 +16,7 @@ from nodes.models.scripted import Scripted
 from nodes.node import Node
 from nodes.records import texts
 from nodes.room import KEPT_EDITS, Room
+from nodes.runtime import Runtime
 from nodes.turn import Roster
 from nodes.turns import Told
 from protocol.acts import Act, ActId
@@ -75,6 +76,30 @@ async def test_what_is_taken_back_while_an_em_writes_is_not_kept_in_its_prompt(w
         await quiet(node)
         told = reply(node, asked)
         assert (told.state, told.prompt, told.forgotten) == ("spoken", None, True)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_an_answer_to_what_is_taken_back_is_not_said(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """The em stops writing; if its words were just ready, they are not said."""
+    if is_late:
+        monkeypatch.setattr(Runtime, "_halt", lambda *_: None)
+    write_em(world.ems, "aporia")
+    gate = asyncio.Event()
+    model = Scripted([gate, "yes"])
+    async with world.node(model) as node:
+        asked = await node.say("yappings", f"aporia, {WORDS}?", [])
+        await model.began.wait()
+        await node.redact(ActId(asked.id), "")
+        await until(lambda: is_gone(node, asked))
+        if is_late:
+            gate.set()
+        await quiet(node)
+        told = reply(node, asked)
+        assert (told.state, told.outcome) == ("silent", "what it would answer was taken back")
+        assert not told.prompt
+        assert [entry.act.author for entry in recent(node.ground.store, "yappings", 9)] == ["mara", "mara"]
 
 
 def is_gone(node: Node, act: Act) -> bool:

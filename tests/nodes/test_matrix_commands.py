@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import os
+import pty
 import re
+import signal
+import termios
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +16,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from process import MESH
 
 from mesh.bridges.matrix.account import Session
 from mesh.bridges.matrix.crosssigning import SigningKeys
@@ -19,6 +24,7 @@ from mesh.bridges.matrix.registration import new_registration
 from mesh.clock import now_ms
 from nodes.cli import main
 from nodes.commands.matrix import room_of
+from nodes.commands.matrix_rooms import gone, seated
 from nodes.doctor import Check
 from nodes.errors import NodeError
 from nodes.home import Home, create_home
@@ -132,6 +138,11 @@ def said(judge: Callable[[str], str], given: str) -> str:
         return judge(given)
     except NodeError as error:
         return f"refused: {error}"
+
+
+@pytest.mark.parametrize("given", ["", "lounge", "#:", ":", "!", "#lounge:", "@mara:example.org", "a b:c"])
+def test_what_is_no_room_is_refused(given: str) -> None:
+    assert "is no room; give its alias" in said(room_of, given)
 
 
 @given(st.text(max_size=60))
@@ -360,6 +371,9 @@ async def test_a_homeserver_that_hangs_when_asked_to_reach_us_gives_one_line(mon
     async with serving(versions) as url:
         (check,) = await check_push(registered(url), running=True)
     assert check.state == "warn"
+    async with serving(lambda _: web.json_response({"errcode": "M_UNKNOWN_TOKEN", "error": "no"}, status=401)) as url:
+        (check,) = await check_push(registered(url), running=True)
+    assert (check.state, check.told.endswith("shows when it knows the token")) == ("warn", True)
     assert await check_push(Login(url), running=True) == []
 
 
@@ -413,6 +427,39 @@ def test_what_the_node_says_of_its_rooms_becomes_lines() -> None:
     assert checks[2].told.endswith("with no em")
     assert all(check.told.isprintable() for check in checks)
     assert [check.state for check in check_rooms([])] == ["warn"]
+
+
+def test_rooms_are_told_by_name_on_80_columns_and_by_id_only_where_need_be() -> None:
+    long, ems = (
+        "!n01fAA_P34yHSmnAfipVbNdTqouQx201P94o5otHfHM",
+        [seat(em) for em in ("_bot", "aletheia", "aporia", "ruri")],
+    )
+    rooms = [
+        room(*ems) | {"room": "!1", "name": "Lounge"},
+        room(*ems, encrypted=True) | {"room": "!2", "name": "twice", "basin": "room-494655ab42"},
+        room(seat("_bot"), seat("ruri", "out", "kicked by @eve:x")) | {"room": long, "name": "twice"},
+        room() | {"room": "!4", "name": "x" * 99 + "\x1b[2J"},
+        room(seat("_bot")) | {"room": "!5", "name": "", "basin": "", "links": True},
+    ]
+    assert seated(rooms) == [
+        "ROOM                          BASIN            ENCRYPTED  EMS",
+        "Lounge                        yappings         no         aletheia aporia ruri",
+        "twice                         room-494655ab42  yes        aletheia aporia ruri",
+        "  !2",
+        "twice                         yappings         no         nobody",
+        f"  {long}",
+        "xxxxxxxxxxxxxxxxxxxxxxxxxxx…  yappings         no         nobody",
+        "  !4",
+        "(no name)                     (for links)      no         nobody",
+        "  !5",
+    ]
+    assert [line.split() for line in gone(rooms)] == [
+        ["ROOM", "WHO", "LEFT", "WHY"],
+        [long, "ruri", "kicked", "by", "@eve:x"],
+    ]
+    assert (seated([]), gone(rooms[:2])) == ([], [])
+    told = [check.told for check in check_rooms(rooms) if check.name == "room"]
+    assert (told[0].startswith("Lounge is yappings"), told[1].startswith("twice (!2) is ")) == (True, True)
 
 
 def test_what_the_node_says_of_its_bridge_becomes_lines() -> None:
@@ -474,3 +521,49 @@ def test_the_settings_of_the_page_are_those_that_hold_if_nothing_is_set(home: Ho
     matrix = home.config().matrix
     assert matrix.model_copy(update={"inviters": (), "bots": ()}) == Matrix()
     assert set(matrix.model_fields_set) == set(Matrix.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "told_last"),
+    [(None, 130, ""), (b"\x04", 1, "mesh: no password was given, so nothing was done")],
+    ids=["Ctrl-C", "Ctrl-D"],
+)
+async def test_whoever_gives_no_password_is_let_go_at_once(
+    home: Home, typed: bytes | None, code: int, told_last: str
+) -> None:
+    """And has a terminal again that shows what is typed."""
+    master, slave = pty.openpty()
+    async with serving(versions) as url:
+        words = [*MESH, "matrix", "login", url, "amp", "--home", str(home.path)]
+        child = await asyncio.create_subprocess_exec(
+            *words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        shown = b""
+        while b"Password of amp:" not in shown:
+            shown += await asyncio.to_thread(os.read, master, 1000)
+        if typed is None:
+            child.send_signal(signal.SIGINT)
+        else:
+            os.write(master, typed)
+        assert await child.wait() == code
+    assert termios.tcgetattr(slave)[3] & termios.ECHO
+    os.close(slave)
+    rest = os.read(master, 1000).decode()
+    os.close(master)
+    assert rest.strip() == told_last
+    assert read_login(home.keys) is None
+
+
+async def test_whoever_logs_in_too_often_is_told_how_long_to_wait(told: Any, home: Home, tmp_path: Path) -> None:
+    """Synapse allows few logins from an address, also those that fail, and then one in five minutes."""
+
+    def answer(request: web.Request) -> web.StreamResponse:
+        if request.path.endswith("/login"):
+            return web.json_response({"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 312_400}, status=429)
+        return versions(request)
+
+    (tmp_path / "word").write_text("secret", "utf-8")
+    async with serving(answer) as url:
+        words = ("login", url, "amp", "--password-file", tmp_path / "word")
+        code, written = await told(*words, "--home", home.path)
+    assert (code, written.rstrip().endswith("; try again in 312 s")) == (1, True), written

@@ -126,6 +126,24 @@ async def test_machines_give_no_commands(world: Alone) -> None:
     assert world.bridge.tables.mutes(now_ms()) == set()
 
 
+@pytest.mark.parametrize("now", ["join", "leave"])
+async def test_who_was_let_in_again_is_not_put_out_by_old_news(
+    world: Alone, now: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A room that is looked through again tells once more of a leaving that is over: the homeserver knows."""
+    answer, user = world.server.call, world.user("ada")
+
+    async def call(method: str, path: Any, body: Any = None, **more: Any) -> dict[str, Any]:
+        if method == "GET" and tuple(path[-2:]) == ("m.room.member", user):
+            return {"membership": now}
+        return await answer(method, path, body, **more)
+
+    monkeypatch.setattr(world.bridge.port._api, "call", call)  # type: ignore[attr-defined]
+    world.hears(said("$kick") | {"type": "m.room.member", "state_key": user, "content": {"membership": "leave"}})
+    await world.idle()
+    assert world.bridge.tables.sits("ada", ROOM) == (now == "join")
+
+
 async def test_a_command_is_obeyed_once_and_says_so_once(world: Alone) -> None:
     """A mute lasts so long, and the same event again does not lengthen it; names are checked."""
     event = said("$one", "!mesh mute ADA 5")

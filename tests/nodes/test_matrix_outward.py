@@ -15,9 +15,11 @@ from mesh.bridges.matrix import outbox, rows
 from mesh.bridges.matrix.content import BOUNCE, CUT, MARK, MAX_CONTENT, size
 from mesh.bridges.matrix.errors import MatrixRefused, MatrixUnavailable
 from mesh.entries import recent
+from nodes.matrix import manners
 from nodes.matrix.outward import key, read_key
 from nodes.models.scripted import Scripted
 from nodes.prompt import MAX_REPLY
+from nodes.runtime import Runtime
 from protocol.vocabulary import MAX_TEXT
 
 PREFIX = 1_000  # bytes of a speaker's name, for which the content's limit leaves room
@@ -197,8 +199,13 @@ async def test_a_reply_whose_first_words_were_refused_is_said_whole_when_it_may(
         assert "m.new_content" not in shown(world)[-1]
 
 
-async def test_what_is_redacted_while_it_is_written_is_gone_once_it_is_said(tmp_path: Path) -> None:
-    """A person takes the beginning away: the whole is neither shown nor remembered."""
+@pytest.mark.parametrize("is_said", [False, True])
+async def test_what_is_redacted_while_it_is_written_is_gone_with_all_that_was_shown_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_said: bool
+) -> None:
+    """A person takes the beginning away, and the em stops, or has just said it all: nothing is shown or remembered."""
+    if is_said:
+        monkeypatch.setattr(Runtime, "_halt", lambda *_: None)
     go_on = asyncio.Event()
     async with alone(tmp_path, Slow([*STORY, go_on, "end."])) as world:
         world.hears(said("$one"))
@@ -210,5 +217,33 @@ async def test_what_is_redacted_while_it_is_written_is_gone_once_it_is_said(tmp_
         await until(lambda: not world.bridge.port.inbox.waiting())
         go_on.set()
         await world.idle()
+        await until(lambda: len(taken_back(world)) == len(shown(world)))
+        assert taken_back(world) == {f"$ours{number}" for number in range(1, len(shown(world)) + 1)}
         assert not any("end." in text for text in texts(world))
         assert not any("end." in body["body"] for body in shown(world))
+        assert world.here.ground.store.rows("SELECT * FROM room_drafts") == []
+
+
+def taken_back(world: Alone) -> set[str]:
+    """The events that were redacted."""
+    return {event for kind, event in world.server.sent() if kind == "m.room.redaction"}
+
+
+async def test_typing_is_told_again_before_it_ends_and_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Homeservers show it for half a minute: whoever thinks longer is announced anew, until it has spoken."""
+    monkeypatch.setattr(manners, "TYPING_AGAIN_S", 0.1)
+    go_on = asyncio.Event()
+
+    async with alone(tmp_path, Slow([go_on, "Well."])) as world:
+
+        def typing() -> list[bool]:
+            return [body["typing"] for _, path, body in world.server.calls if "typing" in path]
+
+        world.hears(said("$one"))
+        await until(lambda: len(typing()) > 2)
+        go_on.set()
+        await until(lambda: not typing()[-1])
+        await world.idle()
+        assert typing() == [True] * (len(typing()) - 1) + [False]

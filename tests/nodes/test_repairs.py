@@ -265,4 +265,9 @@ def test_long_lines_break_between_words() -> None:
         "          and none missing",
     ]
     assert layout.broken("short", 30, 10) == ["short"]
+    assert layout.table(["ROOM", "EMS"], [["部屋 🎉", "ada"], ["tea", "bob"]]) == [
+        "ROOM     EMS",
+        "部屋 🎉  ada",
+        "tea      bob",
+    ]
     assert all(len(line) < 20 for line in layout.broken("Numbers:  " + "word " * 30, 20, 10))

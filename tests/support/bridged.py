@@ -1,7 +1,7 @@
 """A node whose bridge sits on a real Synapse: memory bus and scripted model, real rooms."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class Pause(float):
 class Slow:
     """A model that writes slowly: texts, pauses, and events to wait for."""
 
-    def __init__(self, script: Sequence[str | Pause | asyncio.Event]) -> None:
+    def __init__(self, script: Iterable[str | Pause | asyncio.Event]) -> None:
         self._script = script
 
     async def stream(self, request: Request) -> AsyncGenerator[str | Usage, None]:

@@ -9,6 +9,7 @@ from crashing import die
 
 from mesh.bridges.matrix import inbox, outbox
 from mesh.bridges.matrix.appservice import AppService
+from mesh.bridges.matrix.crypto import Crypto
 from mesh.bridges.matrix.inbox import Inbound
 from mesh.bridges.matrix.outbox import Outcome, Outgoing
 from mesh.outbox import Outbox, Waiting
@@ -48,6 +49,21 @@ def after(owner: type, name: str, when: Callable[..., bool] = lambda *_: True) -
         def wrapped(*arguments: Any, **more: Any) -> Any:
             result = call(*arguments, **more)
             if when(*arguments):
+                die()
+            return result
+
+        return wrapped
+
+    replaced(owner, name, wrap)
+
+
+def after_giving(owner: type, name: str) -> None:
+    """Die when a method has given something."""
+
+    def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **more: Any) -> Any:
+            result = call(*arguments, **more)
+            if result:
                 die()
             return result
 
@@ -136,6 +152,30 @@ SHOWING: dict[str, Patch] = {
 
 PARTS = {"hearing": HEARING, "writing": WRITING, "showing": SHOWING}
 
+
+def device() -> type:
+    """The class of devices, which loads cryptography."""
+    from mesh.bridges.matrix.device import Device
+
+    return Device
+
+
+def has_messages(_: object, answer: dict[str, Any]) -> bool:
+    return bool(answer.get("to_device", {}).get("events"))
+
+
+def is_key(_: object, kind: str, _messages: object) -> bool:
+    return kind == "m.room.encrypted"
+
+
+SEALING: dict[str, Patch] = {
+    "key before": lambda: before(device(), "take", has_messages),
+    "key taken": lambda: after_giving(device(), "take"),
+    "opened": lambda: after_giving(Crypto, "_open"),
+    "key shared": lambda: after_awaiting(device(), "_tell", is_key),
+    "sealed taken": lambda: after_awaiting(AppService, "_deliver", in_part("0", "end")),
+}
+
 if __name__ == "__main__":
-    (HEARING | WRITING | SHOWING)[sys.argv[1]]()
+    (HEARING | WRITING | SHOWING | SEALING)[sys.argv[1]]()
     run_loop(serve(Home(Path(sys.argv[2]))))

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from homeserver import Synapse
-from nio import AsyncClient, AsyncClientConfig, MegolmEvent, MessageDirection
+from nio import AsyncClient, AsyncClientConfig, MegolmEvent, MessageDirection, RoomKeyRequest
+from nio.crypto import OlmDevice
 
 from mesh.bridges.matrix.port import ENCRYPTION, MESSAGE
 
@@ -71,3 +72,21 @@ class Human:
         while text not in (found := await self.heard(room)):
             await asyncio.sleep(0)
         return found
+
+
+async def key_request(human: Human, user: str) -> RoomKeyRequest:
+    """The next request for a key by a user."""
+    while True:
+        answer = await human.client.sync(1000)
+        for event in answer.to_device_events:
+            if isinstance(event, RoomKeyRequest) and event.sender == user:
+                return event
+
+
+async def forward(human: Human, request: RoomKeyRequest) -> None:
+    """Give the key that was asked for, as clients do for those who should have had it."""
+    olm = human.client.olm
+    device: OlmDevice = olm.device_store[request.sender][request.requesting_device_id]
+    group = olm.inbound_group_store.get(request.room_id, olm.account.identity_keys["curve25519"], request.session_id)
+    session = olm.session_store.get(device.curve25519)
+    await human.client.to_device(olm._encrypt_forwarding_key(request.room_id, group, session, device))

@@ -17,7 +17,7 @@ from mesh.bridges.matrix.api import TIMEOUT_S, Access, Api, As
 from mesh.bridges.matrix.common import CLIENT, Own, Speaking
 from mesh.bridges.matrix.content import prefixed
 from mesh.bridges.matrix.errors import MatrixAsks, MatrixFull, MatrixRefused, MatrixUnavailable
-from mesh.bridges.matrix.inbox import Inbound, parse_event
+from mesh.bridges.matrix.inbox import Inbound, is_user, parse_event
 from mesh.bridges.matrix.outbox import Done
 from mesh.bridges.matrix.port import Caps, Speaker
 from mesh.bridges.matrix.rooms import since_joining
@@ -31,7 +31,7 @@ from mesh.words import plain
 POLL_MS: Final = 30_000  # how long the homeserver waits for something new
 GAP_PAGE: Final = 100  # events a request when filling a gap
 GAP_PAGES: Final = 50  # requests a gap; beyond it the oldest stay unread, as after a long holiday
-BACKOFF_S: Final = (1.0, 60.0)  # first and longest wait after a failure, doubling between
+BACKOFF_S: Final = (1.0, 15.0)  # first and longest wait after a failure, doubling between: people wait when it is back
 EARLY_S: Final = 1.0  # between two answers with nothing new, when the homeserver does not wait as asked
 LOST_PLACE: Final = frozenset({"M_UNKNOWN_POS", "M_INVALID_PARAM"})  # the homeserver does not know our cursor
 
@@ -101,7 +101,7 @@ async def _once(access: Access, method: str, path: str, body: Mapping[str, Any] 
 
 def _session(homeserver: str, answer: Mapping[str, Any], token: object) -> Session:
     user_id, device_id = answer.get("user_id"), answer.get("device_id")
-    if not (isinstance(user_id, str) and isinstance(device_id, str) and isinstance(token, str)):
+    if not (is_user(user_id) and isinstance(device_id, str) and device_id.isprintable() and isinstance(token, str)):
         raise MatrixUnavailable("the homeserver's answer to the login names no user, device or token")
     return Session(homeserver, user_id, device_id, token)
 
@@ -175,8 +175,8 @@ class Account(Speaking):
         return content if self.own else prefixed(content, speaker.key, speaker.name, speaker.avatar)
 
     async def _listen(self) -> NoReturn:
-        """Sync for ever."""
-        wait_s = BACKOFF_S[0]
+        """Sync for ever. Why nothing is heard is told once: a homeserver that is away all night fills no log."""
+        wait_s, told = BACKOFF_S[0], ""
         while True:
             try:
                 await self._sync()
@@ -190,12 +190,16 @@ class Account(Speaking):
             except (MatrixUnavailable, MatrixFull) as error:
                 reason = plain(str(error))
             else:
-                wait_s = BACKOFF_S[0]
+                if told:
+                    log.info("Matrix is heard again", user=self._me)
+                wait_s, told = BACKOFF_S[0], ""
                 self.ready.set()
                 self.reached = True
                 continue
             self.reached = False
-            log.info("nothing can be heard from Matrix just now; trying again", reason=reason)
+            if reason != told:
+                log.info("nothing can be heard from Matrix just now; it is tried again", reason=reason)
+            told = reason
             await asyncio.sleep(wait_s * random.uniform(0.75, 1.0))
             wait_s = min(2 * wait_s, BACKOFF_S[1])
 

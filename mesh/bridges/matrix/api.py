@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote, urlencode
 
 from mesh.bridges.matrix.errors import MatrixAsks, MatrixLoggedOut, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.shape import from_json
 from mesh.words import plain
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ TOO_MANY: Final = 429
 SERVER_ERRORS: Final = 500
 HEALING: Final = frozenset({"M_LIMIT_EXCEEDED", "M_RESOURCE_LIMIT_EXCEEDED"})  # refused now, welcome later
 LOGGED_OUT: Final = frozenset({"M_UNKNOWN_TOKEN", "M_MISSING_TOKEN"})
+MAX_PATIENCE_MS: Final = 86_400_000  # that a homeserver may ask for; whoever waits has limits of their own below it
 MAX_CODE: Final = 60  # characters of an error code that are kept
 
 
@@ -84,9 +86,9 @@ class Api:
             ) as response:
                 return _judged(response.status, await _body(response))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise MatrixUnavailable(f"the homeserver is not there: {type(error).__name__}", unsent=True) from error
+            raise MatrixUnavailable(f"the homeserver is not there: {_why(error)}", unsent=True) from error
         except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError) as error:
-            raise MatrixUnavailable(f"the homeserver did not answer: {type(error).__name__}") from error
+            raise MatrixUnavailable(f"the homeserver did not answer: {_why(error)}") from error
 
     async def fetch(
         self, path: Sequence[str], limit: int, *, acting: As | None = None, timeout_s: float = DOWNLOAD_TIMEOUT_S
@@ -108,7 +110,7 @@ class Api:
                     return _whole(await _read(response, limit), limit), response.content_type
                 _judged(response.status, await _body(response))
         except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError) as error:
-            raise MatrixUnavailable(f"the homeserver did not answer: {type(error).__name__}") from error
+            raise MatrixUnavailable(f"the homeserver did not answer: {_why(error)}") from error
         raise MatrixUnavailable("the homeserver's answer is no file")
 
     def _opened(self) -> "ClientSession":
@@ -134,6 +136,25 @@ class Api:
         if self._session:
             await self._session.close()
             self._session = None
+
+
+def _why(error: Exception) -> str:
+    """What went wrong on the way, for a person; no words of the other end are passed on."""
+    import aiohttp
+
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return "its name is not known here"
+        case aiohttp.ClientSSLError() | aiohttp.ClientConnectorCertificateError():
+            return "its TLS certificate does not hold for that name, or it speaks no TLS"
+        case aiohttp.ClientConnectorError() if isinstance(error.os_error, ConnectionRefusedError):
+            return "nothing listens at its address"
+        case TimeoutError():
+            return "it took too long"
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError() | ConnectionError():
+            return "it hung up"
+        case _:
+            return type(error).__name__
 
 
 def _whole(data: bytes | None, limit: int) -> bytes:
@@ -164,10 +185,7 @@ async def _read(response: "ClientResponse", limit: int) -> bytes | None:
 
 def _judged(status: int, body: bytes) -> dict[str, Any]:
     """A good answer, or the error that it stands for."""
-    try:
-        value: object = json.loads(body)
-    except (ValueError, RecursionError):
-        value = None
+    value = from_json(body)
     answer = cast("dict[str, Any]", value) if isinstance(value, dict) else None
     if status == OK and answer is not None:
         return answer
@@ -192,4 +210,4 @@ def _judged(status: int, body: bytes) -> dict[str, Any]:
 def _patience(answer: Mapping[str, Any]) -> float | None:
     """Seconds to wait, as far as the answer says."""
     told = answer.get("retry_after_ms")
-    return told / 1000 if type(told) is int and told > 0 else None
+    return min(told, MAX_PATIENCE_MS) / 1000 if type(told) is int and told > 0 else None

@@ -7,8 +7,9 @@ told apart by their events alone: Synapse on sqlite begins their numbers again a
 import asyncio
 import re
 import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -26,8 +27,9 @@ from mesh.clock import Clock
 from mesh.store import Store
 from mesh.words import plain
 
+NO_DEVICE: Final = frozenset({"M_UNKNOWN_DEVICE", "M_EXCLUSIVE"})  # it is not there; the second is older
 DEVICE: Final = "AMPMESH"  # of every user: with a device, Synapse remembers transaction ids through its own restarts
-NUDGE_S: Final = (1.0, 60.0)  # first and longest wait between two attempts, doubling between
+NUDGE_S: Final = (1.0, 15.0)  # first and longest wait between two attempts, doubling between
 WATCH_S: Final = 30.0  # between two looks whether the homeserver is there
 LOOK_BACK_MS: Final = 3_600_000  # how far a room is looked through after a homeserver was away, or to what was heard
 LOOK_PAGE: Final = 100  # events a request
@@ -37,6 +39,31 @@ MAX_DIGITS: Final = 19  # of a transaction's number
 LOGIN: Final = "m.login.application_service"
 
 log = structlog.get_logger(__name__)
+
+
+class _Renewing(Api):
+    """Requests of virtual users. Homeservers may remove devices that seem unused: then they are made anew."""
+
+    def __init__(self, access: Access, renew: Callable[[str], Awaitable[None]]) -> None:
+        super().__init__(access)
+        self._renew = renew
+
+    async def call(
+        self,
+        method: str,
+        path: Sequence[str],
+        body: Mapping[str, Any] | bytes | str | None = None,
+        **more: Any,  # noqa: ANN401 - what else Api takes
+    ) -> dict[str, Any]:
+        """As Api's; see there."""
+        acting: As | None = more.get("acting")
+        try:
+            return await super().call(method, path, body, **more)
+        except MatrixRefused as error:
+            if error.code not in NO_DEVICE or acting is None or acting.device_id != DEVICE:
+                raise
+        await self._renew(acting.user_id)
+        return await super().call(method, path, body, **more)
 
 
 class AppService(Speaking):
@@ -55,7 +82,7 @@ class AppService(Speaking):
         pages: Pages | None = None,
     ) -> None:
         """`pages` gives the page below `/why/` for two parts of its address, which anybody may ask for."""
-        api = Api(Access(homeserver, registration.as_token))
+        api = _Renewing(Access(homeserver, registration.as_token), self._renew)
         caps = Caps("appservice", separate_identities=True, e2ee=True)
         super().__init__(api, store, clock, caps, on_done, keys=keys)
         self._registration = registration
@@ -88,12 +115,14 @@ class AppService(Speaking):
         A successful ping makes it try again (seen in Synapse 1.163); until one succeeds, nobody is heard. And a
         homeserver that is killed forgets what it was about to push, so that we look for it whenever one comes back.
         """
-        wait_s = NUDGE_S[0]
+        wait_s, told, url = NUDGE_S[0], "", self._registration.url
         while True:
             try:
                 await self.ping()
             except MatrixUnavailable as error:
-                log.warning("the homeserver does not reach us", url=self._registration.url, reason=plain(str(error)))
+                if (reason := plain(str(error))) != told:
+                    log.warning("nothing is heard from the homeserver; it is tried again", url=url, reason=reason)
+                told = reason
                 self._is_away, self.reached = True, False
             except MatrixRefused as error:
                 log.info("the homeserver knows no pings; what it kept comes in its own time", code=error.code)
@@ -103,7 +132,9 @@ class AppService(Speaking):
             else:
                 self._came_back()
                 self.reached = True
-                wait_s = NUDGE_S[0]
+                if told:
+                    log.info("the homeserver reaches us again", url=url)
+                wait_s, told = NUDGE_S[0], ""
                 await asyncio.sleep(WATCH_S)
                 continue
             await asyncio.sleep(wait_s)
@@ -213,6 +244,9 @@ class AppService(Speaking):
         except MatrixRefused:
             return False
         return True
+
+    async def _renew(self, user_id: str) -> None:
+        await self._log_in(user_id[1:].partition(":")[0], DEVICE)
 
     async def _log_in(self, localpart: str, device: str) -> None:
         identifier = {"type": "m.id.user", "user": localpart}

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from mesh.bridges.matrix.api import UPLOAD_TIMEOUT_S, Api, As
 from mesh.bridges.matrix.calls import Calls
-from mesh.bridges.matrix.content import resolve
+from mesh.bridges.matrix.content import is_worded, resolve
 from mesh.bridges.matrix.crypto import Crypto
 from mesh.bridges.matrix.errors import BadContent, MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbox
@@ -128,6 +128,8 @@ class Speaking(Calls):
         if kind == REDACTION:
             told = "reason" in content and not await self._is_encrypted(row.room, acting)  # a reason goes in clear
             return (*room, "redact", content["redacts"], row.txn), {"reason": content["reason"]} if told else {}
+        if kind == REACTION and is_worded(content) and await self._is_encrypted(row.room, acting):
+            raise MatrixRefused("a reaction with words would go into an encrypted room in clear", "IN_CLEAR", 0)
         if kind != REACTION and await self._is_encrypted(row.room, acting):
             user = self.user_id(row.speaker)
             kind, content = ENCRYPTED, await self.crypto.seal(user, row.room, acting, kind, content)
@@ -192,6 +194,10 @@ class Speaking(Calls):
         if encrypted:
             await self.crypto.equip_one(self.user_id(speaker))
         return encrypted
+
+    async def equip(self, speaker: str, room: str) -> None:
+        """See that a speaker who sits in a room can read what is said there, as far as that can be had now."""
+        await self._has_device(speaker, room)
 
     async def look_back(self, speaker: str, room: str) -> int:  # noqa: ARG002 - see AppService
         """Nothing: whoever has a sync of its own knows where it was."""

@@ -9,8 +9,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
+
+from mesh.words import plain
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -129,6 +131,13 @@ def reaction(event_id: str, key: str) -> dict[str, Any]:
     return {"m.relates_to": {"rel_type": "m.annotation", "event_id": event_id, "key": clean(key)[:MAX_REACTION]}}
 
 
+def is_worded(content: Mapping[str, Any]) -> bool:
+    """Whether a reaction says more than a picture: two letters or digits. Total."""
+    related = content.get("m.relates_to")
+    key = cast("Mapping[str, object]", related).get("key") if isinstance(related, Mapping) else None
+    return isinstance(key, str) and sum(c.isalnum() for c in key) > 1
+
+
 def redaction(event_id: str, reason: str = "") -> dict[str, Any]:
     """The content of an `m.room.redaction` as the outbox takes it."""
     return {"redacts": event_id} | ({"reason": clean(reason)[:MAX_FALLBACK]} if reason else {})
@@ -178,7 +187,7 @@ def prefixed(content: Mapping[str, Any], key: str, name: str, avatar: str | None
 
     Clients that know the proposal show the profile and hide the prefix; so it is exactly as the proposal has it.
     """
-    shown = " ".join(clean(name).split())[:MAX_NAME] or key
+    shown = plain(clean(name), MAX_NAME) or key  # one line, in the direction that it seems to have
     dressed = dict(content)
     profile = {"id": key, "displayname": shown, "has_fallback": True} | ({"avatar_url": avatar} if avatar else {})
     new = content.get("m.new_content")
@@ -206,7 +215,7 @@ def _inside(rich: str, start: str) -> str:
 def clean(text: str) -> str:
     """Text that any client can take: half characters replaced, control characters but tabs and line breaks dropped."""
     whole = text.encode("utf-8", "replace").decode("utf-8")
-    return "".join(c for c in whole if c in "\n\t" or (c >= " " and c != "\x7f"))
+    return "".join(c for c in whole if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f"))
 
 
 def size(content: Mapping[str, Any]) -> int:

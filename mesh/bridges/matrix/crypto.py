@@ -4,6 +4,7 @@ An event that no device can open is let through as it is, kept, and its key is a
 comes to the inbox once more, opened. If somebody takes it back before, it stays closed.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 MAX_CLEAR: Final = 45_000  # bytes of a content before it is sealed: base64 makes a third more of it
 ASKING: Final = 3  # of our users in a room who ask for a key: one is enough, if the sender's client knows it
+CATCH_UPS: Final = 10  # times in CATCH_UP_S that devices are asked for keys which may just be arriving
+CATCH_UP_S: Final = 10.0
 ROOMS: Final = 10_000  # rooms whose people are remembered
 
 log = structlog.get_logger(__name__)
@@ -44,6 +47,7 @@ class Crypto:
         self._keys = dict[str, list[tuple[str, str]]]()  # by user: those that came in a sync that is not heard yet
         self._people = dict[str, frozenset[str]]()  # by room
         self._moves = 0  # how often somebody came or went
+        self._catching = list[float]()  # when devices were asked for keys that may just be arriving, lately
         self._seats = dict[str, list[str]]()  # by room: our users in it, who have devices
 
     def close(self) -> None:
@@ -107,9 +111,9 @@ class Crypto:
         if not any(_is_sealed(event) for event in events):
             return events
         found = [self._try(event) for event in events]
-        if catch_up and any(_is_sealed(event) for event in found):
-            rooms = {event.room for event in found if _is_sealed(event)}
-            await self.fleet.catch_up(user for room in rooms for user in self._seats.get(room, ()))
+        rooms = {event.room for event in found if _is_sealed(event) and not self._waits(event)}
+        if catch_up and rooms and self._may_catch_up():
+            await self.fleet.catch_up(user for room in rooms for user in self._seats.get(room, [])[:ASKING])
             found = [self._try(event) for event in found]
         self._sealed.forget(new.event_id for old, new in zip(events, found, strict=True) if old is not new)
         gone = {(event.room, event.redacts) for event in found if event.kind == REDACTION}
@@ -117,6 +121,20 @@ class Crypto:
             if _is_sealed(event) and (event.room, event.event_id) not in gone:
                 await self._keep(event)
         return found
+
+    def _waits(self, event: Inbound) -> bool:
+        """Whether the key of an event is known to be missing: it comes by itself, or never."""
+        session = event.content.get("session_id")
+        return not isinstance(session, str) or self._sealed.is_wanted(event.room, session)
+
+    def _may_catch_up(self) -> bool:
+        """Whether devices are asked once more just now: anybody in a room can make up events that nobody opens."""
+        now = asyncio.get_running_loop().time()
+        self._catching = [at for at in self._catching if now - at < CATCH_UP_S]
+        if len(self._catching) >= CATCH_UPS:
+            return False
+        self._catching.append(now)
+        return True
 
     async def notice(self, events: Iterable[Inbound]) -> None:
         """See who came and went, ours as well, and that our users in encrypted rooms have devices.
@@ -197,8 +215,7 @@ class Crypto:
 
     def _open_late(self, device: "Device", keys: Iterable[tuple[str, str]]) -> None:
         """Bring the events that wait for these keys to the inbox, oldest first."""
-        for room, session in keys:
-            events = self._sealed.waiting(room, session)
+        for events in (page for key in keys for page in self._sealed.waiting(*key)):
             opened = [replace(one, late=True) for event in events if (one := self._open(device, event))]
             if not opened:
                 continue

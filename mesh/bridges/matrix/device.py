@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import structlog
 
+from mesh.bridges.matrix import verification
 from mesh.bridges.matrix.api import TIMEOUT_S, Api, As
 from mesh.bridges.matrix.crosssigning import SIGNING, SigningKeys
 from mesh.bridges.matrix.engine import MEGOLM, ONE_TIME, REFUSALS, Engine, Key, Wanted
@@ -25,6 +26,10 @@ KEYS: Final = ("client", "v3", "keys")
 ENCRYPTED: Final = "m.room.encrypted"
 MAX_LEFT: Final = 1_000  # one-time keys that a homeserver is believed to have left
 OTHERS_MS: Final = 10_000  # how long the homeserver may ask other homeservers
+DECLINED: Final = 10  # requests for verification that are answered at a time; the others have no answer
+CLAIMED: Final = 100  # devices with which sessions are begun at a time
+CLAIM_S: Final = 60.0  # for all of them; each request waits OTHERS_MS for servers that do not answer
+MAX_REACHED: Final = 20_000  # devices of a room: to seal for more takes minutes, and nobody talks in such a room
 QUERIED: Final = 250  # users a query; thousands at once would be one very long answer
 FILTER: Final = json.dumps(
     {"presence": {"types": []}, "account_data": {"types": []}, "room": {"rooms": []}}, separators=(",", ":")
@@ -49,6 +54,7 @@ class Device:
         self._lock = asyncio.Lock()  # one at a time speaks to other devices: else two would begin the same session
         self._fresh = set[str]()  # users whose devices are known as the homeserver has them
         self._reached = dict[str, tuple[frozenset[str], frozenset[Any]]]()  # by room: who and what has its key
+        self._declined = list[tuple[str, str, dict[str, Any]]]()  # answers to requests for verification, not sent yet
         self._left, self._fallback = 0, False  # one-time keys at the homeserver, and whether one for bad times is
 
     def close(self) -> None:
@@ -141,7 +147,10 @@ class Device:
             self._count(answer["device_one_time_keys_count"])
         if "device_unused_fallback_key_types" in answer:
             self._fallback = ONE_TIME in as_list(answer["device_unused_fallback_key_types"])
-        return self._engine.receive(as_list(as_dict(answer.get("to_device")).get("events")))
+        events = as_list(as_dict(answer.get("to_device")).get("events"))
+        declined = [one for raw in events if (one := verification.declined_device(raw))]
+        self._declined = [*self._declined, *declined][:DECLINED]
+        return self._engine.receive(events)
 
     async def mend(self) -> None:
         """Make up for used keys and broken sessions. Raises MatrixUnavailable, MatrixRefused; it can wait."""
@@ -151,10 +160,24 @@ class Device:
                 await self._claim(wedged)
             for one in self._engine.waiting():
                 await self._tell(one.type, {one.recipient: {one.recipient_device: one.content}})
+            while self._declined:
+                user, device, content = self._declined.pop(0)
+                await self._tell(verification.CANCEL, {user: {device: content}})
 
     async def _claim(self, wanted: dict[str, dict[str, str]]) -> None:
-        body = {"one_time_keys": wanted, "timeout": OTHERS_MS}
-        self._engine.claimed(await self._call("POST", (*KEYS, "claim"), body))
+        """Begin sessions with devices. Those of servers that do not answer in time have to do without."""
+        lacking = sorted((user.partition(":")[2], user, device) for user in wanted for device in wanted[user])
+        begun = asyncio.get_running_loop().time()
+        for start in range(0, len(lacking), CLAIMED):
+            if asyncio.get_running_loop().time() - begun > CLAIM_S:
+                log.warning("too many servers do not answer for their devices; some get no key", devices=len(lacking))
+                return
+            some: dict[str, dict[str, str]] = {}
+            for _, user, device in lacking[start : start + CLAIMED]:
+                some.setdefault(user, {})[device] = ONE_TIME
+            answer = await self._call("POST", (*KEYS, "claim"), {"one_time_keys": some, "timeout": OTHERS_MS})
+            self._engine.claimed(answer)
+            await asyncio.sleep(0)  # others have their turn: each session takes a millisecond to make
 
     async def _tell(self, kind: str, messages: Mapping[str, Any]) -> None:
         await self._call("PUT", ("client", "v3", "sendToDevice", kind, uuid.uuid4().hex), {"messages": messages})
@@ -177,6 +200,9 @@ class Device:
         async with self._lock:
             await self._meet(room, people)
             reached = (people, self._engine.devices(people))
+            if len(reached[1]) > MAX_REACHED:
+                told = f"{len(reached[1])} devices are in the room, and at most {MAX_REACHED} are given its key"
+                raise MatrixRefused(told, "TOO_MANY_DEVICES", 0)
             if self._reached.get(room, reached) != reached:
                 self._engine.renew(room)
             self._reached[room] = reached  # before anybody has the key: who has it and leaves is then missed
@@ -196,10 +222,18 @@ class Device:
             some = unknown[start : start + QUERIED]
             self._fresh.update(some)  # before asking: what changes from now on is told
             try:
-                self._engine.learn(await self._query(some))
+                await self._learn(await self._query(some), some)
             except MatrixError:
                 self._fresh.difference_update(some)
                 raise
+
+    async def _learn(self, answer: Mapping[str, Any], asked: Iterable[str]) -> None:
+        """Take what the homeserver says of the users that it was asked about, with a pause after each."""
+        told = as_dict(answer.get("device_keys"))
+        for user in asked:
+            if user in told:
+                self._engine.learn({"device_keys": {user: told[user]}})
+                await asyncio.sleep(0)
 
     def open(self, event: Inbound) -> tuple[str, dict[str, Any], int] | None:
         """What is in an encrypted event: kind, content, number in its session. None when it cannot be opened (yet)."""

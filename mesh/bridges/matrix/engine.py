@@ -21,6 +21,9 @@ from nio.responses import KeysClaimResponse, KeysQueryResponse, KeysUploadRespon
 from nio.store import SqliteStore
 from peewee import PeeweeException
 
+from mesh.bridges.matrix.shape import as_dict
+from mesh.bridges.matrix.strangers import Strangers
+from mesh.bridges.matrix.vault import is_damage, set_aside
 from mesh.errors import StoreFailed
 
 MEGOLM: Final = "m.megolm.v1.aes-sha2"
@@ -48,6 +51,18 @@ class _Olm(Olm):
     def __init__(self, user: str, device: str, store: SqliteStore, wanted: Wanted) -> None:
         self.wanted = wanted
         super().__init__(user, device, store)
+        self.strangers = Strangers(self)
+
+    def create_group_session(
+        self, sender_key: str, sender_fp_key: str, room_id: str, session_id: str, session_key: str
+    ) -> None:
+        """As nio's, for no more keys of others than are kept."""
+        is_own = sender_key == self.account.identity_keys["curve25519"]
+        if not (is_own or self.strangers.takes_key(sender_key)):
+            return
+        super().create_group_session(sender_key, sender_fp_key, room_id, session_id, session_key)
+        if not is_own and self.inbound_group_store.get(room_id, sender_key, session_id):
+            self.strangers.took_key(sender_key, room_id, session_id)
 
     def _handle_forwarded_room_key_event(self, sender: str, sender_key: str, payload: dict[Any, Any]) -> Any:  # noqa: ANN401 - nio's own
         """In place of nio's, which takes only what own verified devices send; nobody verifies ours.
@@ -71,10 +86,22 @@ class Engine:
     """The keys of one device, in a file of their own. Close it."""
 
     def __init__(self, user: str, device: str, path: Path, wanted: Wanted) -> None:
-        """Open or make the keys. `wanted(room, session)` tells whether a forwarded key was asked for."""
+        """Open or make the keys; those that are damaged are made anew.
+
+        `wanted(room, session)` tells whether a forwarded key was asked for. Raises StoreFailed.
+        """
         self.user, self.device = user, device
-        self._store = SqliteStore(user, device, str(path.parent), database_name=path.name)
-        self._olm: Any = _Olm(user, device, self._store, wanted)
+        try:
+            self._open(path, wanted)
+        except PeeweeException as error:
+            if not is_damage(error):
+                raise StoreFailed(f"{path}: {error}") from error
+            set_aside(path)
+            self._open(path, wanted)
+
+    def _open(self, path: Path, wanted: Wanted) -> None:
+        self._store = SqliteStore(self.user, self.device, str(path.parent), database_name=path.name)
+        self._olm: Any = _Olm(self.user, self.device, self._store, wanted)
 
     def close(self) -> None:
         """Close the file."""
@@ -144,14 +171,17 @@ class Engine:
 
     def receive(self, events: Iterable[object]) -> list[Key]:
         """Take to-device events; returns the sessions whose keys came with them."""
-        return [key for event in events if (key := self._receive(event))]
+        with _nio(self._store.database).atomic():  # one commit for all
+            return [key for event in events if (key := self._receive(event))]
 
     def _receive(self, raw: object) -> Key | None:
-        if not isinstance(raw, dict) or cast("dict[str, Any]", raw).get("type") != "m.room.encrypted":
+        strangers: Strangers = self._olm.strangers
+        if as_dict(raw).get("type") != "m.room.encrypted" or not strangers.lets_in(as_dict(raw)):
             return None
         try:
             event: object = _nio(OlmEvent).from_dict(raw)
             found: object = self._olm.decrypt_event(event) if isinstance(event, OlmEvent) else None
+            strangers.tidy(as_dict(raw))
         except PeeweeException as error:
             raise StoreFailed(f"the keys of {self.user} cannot be written: {error}") from error
         except Exception as error:  # noqa: BLE001 - see the module
@@ -161,7 +191,9 @@ class Engine:
 
     def learn(self, answer: Mapping[str, Any]) -> None:
         """Take what `keys/query` answered about each user."""
-        self._each(answer.get("device_keys"), "device_keys", KeysQueryResponse)
+        strangers: Strangers = self._olm.strangers
+        users = as_dict(answer.get("device_keys"))
+        self._each({user: strangers.few(user, users[user]) for user in users}, "device_keys", KeysQueryResponse)
 
     def claimed(self, answer: Mapping[str, Any]) -> None:
         """Take what `keys/claim` answered about each user."""
@@ -173,7 +205,9 @@ class Engine:
             try:
                 response: object = kind.from_dict({section: {user: value}, "failures": {}})
                 if isinstance(response, kind):
-                    self._olm.handle_response(response)
+                    with _nio(self._store.database).atomic():  # one commit a user
+                        self._olm.handle_response(response)
+                        self._olm.strangers.learned(user)
             except PeeweeException as error:
                 raise StoreFailed(f"the keys of {self.user} cannot be written: {error}") from error
             except Exception as error:  # noqa: BLE001 - see the module
@@ -254,7 +288,8 @@ class Engine:
             return None
         by_maker: Mapping[str, Mapping[str, InboundGroupSession]] = self._olm.inbound_group_store[room]
         makers = [maker for maker, sessions in by_maker.items() if wanted in sessions]
-        return next((by_maker[maker][wanted] for maker in makers if not self._is_anothers(sender, maker)), None)
+        found = [by_maker[maker][wanted] for maker in makers if not self._is_anothers(sender, maker)]
+        return min(found, key=lambda one: one.first_known_index, default=None)  # the one that opens the most
 
     def _is_anothers(self, sender: str, key: str) -> bool:
         """Whether a device's key is known as that of other users alone."""

@@ -5,6 +5,7 @@ MatrixError
 ├── MatrixRefused       it said no, and will say no again: `code` and `status` say why
 │   └── MatrixAsks      it wants the password for this, within the `session` that it names
 ├── MatrixLoggedOut     our token is not valid (any more): a person must log in again
+│   └── MatrixSilenced  it is that of one speaker's own account: everybody else goes on
 ├── MatrixFull          too much waits already, in or out
 └── BadContent          what was to be sent is no event content
 """
@@ -45,6 +46,10 @@ class MatrixAsks(MatrixRefused):
 
 class MatrixLoggedOut(MatrixError):
     """The homeserver does not know our token."""
+
+
+class MatrixSilenced(MatrixLoggedOut):
+    """The homeserver does not know the token of an account that speaks for one speaker alone."""
 
 
 class MatrixFull(MatrixError):

@@ -171,12 +171,14 @@ class Fleet:
 
     async def _listen(self, device: "Device") -> None:
         """Listen until the homeserver refuses the device: somebody has logged it out, and another takes its place."""
-        wait_s = BACKOFF_S[0]
+        wait_s, told = BACKOFF_S[0], ""
         while True:
             try:
                 await self._poll(device, POLL_MS)
             except MatrixUnavailable as error:
-                log.info("nothing comes to a device just now", user=device.user, reason=plain(str(error)))
+                if (reason := plain(str(error))) != told:
+                    log.info("nothing comes to a device just now", user=device.user, reason=reason)
+                told = reason
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, BACKOFF_S[1])
             except MatrixRefused as error:
@@ -184,7 +186,7 @@ class Fleet:
                 await asyncio.sleep(BACKOFF_S[0])
                 break
             else:
-                wait_s = BACKOFF_S[0]
+                wait_s, told = BACKOFF_S[0], ""
         self._devices.pop(device.user).close()
         self._listening.discard(device.user)
         self._tidings.gone()

@@ -24,6 +24,7 @@ PAGE: Final = 64  # events read from the database at once
 MAX_ID: Final = 255  # bytes of an event, room or user id (Matrix specification, appendix "identifiers")
 USER: Final = re.compile(r"@[^:]+:.+")  # nobody is taken for an em, whose names have no such form
 MAX_AGE_MS: Final = 2**53  # timestamps are integers that JSON carries exactly
+MAX_DEPTH: Final = 128  # objects in objects: Synapse takes no more, and others' could break whoever copies them
 MAX_EVENT: Final = 512 * 1024  # characters of an event's content: 64 KiB by specification, escaped at worst
 
 MATRIX_INBOX: Final = """
@@ -70,8 +71,9 @@ class Inbox:
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
-        self._page: deque[Inbound] = deque()
+        self._page: deque[tuple[int, Inbound]] = deque()
         self._place = 0  # up to where this run has read
+        self._given = 0  # and up to where it has given
         self._arrived = asyncio.Event()
         self._marked = 0
         self._ours: Callable[[str], bool] = lambda _user: False
@@ -139,6 +141,11 @@ class Inbox:
         with self._store.transaction():
             self._store.many("INSERT OR IGNORE INTO matrix_encrypted VALUES (?)", [(room,) for room in rooms])
 
+    def forget_encrypted(self, room: str) -> None:
+        """Forget that a room is encrypted where none of us ever sat: strangers may invite us into any number."""
+        with self._store.transaction():
+            self._store.execute("DELETE FROM matrix_encrypted WHERE room = ?", (room,))
+
     def is_encrypted(self, room: str) -> bool:
         """Whether a room is known to be encrypted."""
         return self._store.one("SELECT 1 FROM matrix_encrypted WHERE room = ?", (room,)) is not None
@@ -165,8 +172,23 @@ class Inbox:
 
     def rewind(self) -> None:
         """Read again what was read and not handled: for a consumer that begins anew."""
-        self._place = 0
+        self._place = self._given = 0
         self._page.clear()
+
+    def again(self, room: str, most: int) -> list[Inbound]:
+        """The first events of a room that were given to the consumer and are not handled."""
+        found, after = list[Inbound](), 0
+        while len(found) < most:
+            rows = self._store.rows(
+                "SELECT n, way, event FROM matrix_inbox WHERE handled_ms IS NULL AND n > ? AND n <= ?"
+                " AND instr(event, ?) ORDER BY n LIMIT ?",  # no JSON to SQLite: it may hold numbers that are none
+                (after, self._given, json.dumps(room), most),
+            )
+            if not rows:
+                break
+            after = rows[-1][0]
+            found += [event for _, way, text in rows if (event := _load(text, way)).room == room]
+        return found[:most]
 
     def waiting(self) -> int:
         """How many events are not handled yet."""
@@ -182,7 +204,8 @@ class Inbox:
             self._read()
             if not self._page:
                 await self._arrived.wait()
-        return self._page.popleft()
+        self._given, event = self._page.popleft()
+        return event
 
     def _read(self) -> None:
         rows = self._store.rows(
@@ -191,7 +214,7 @@ class Inbox:
         )
         for n, way, event in rows:
             self._place = n
-            self._page.append(_load(event, way))
+            self._page.append((n, _load(event, way)))
 
 
 def parse_event(raw: object, way: Way, room: str | None = None) -> Inbound | None:
@@ -221,9 +244,27 @@ def parse_event(raw: object, way: Way, room: str | None = None) -> Inbound | Non
     try:
         if len(_dump(found)) > MAX_EVENT and before:
             found = replace(found, previous=None)
-        return found if len(_dump(found)) <= MAX_EVENT else None
+        text = _dump(found)
     except RecursionError:
-        return None  # nested deeper than any message
+        return None
+    is_deep = text.count("[") + text.count("{") > MAX_DEPTH and not _is_shallow(found.content, found.previous)
+    return None if is_deep or len(text) > MAX_EVENT else found
+
+
+def _is_shallow(*values: object) -> bool:
+    """Whether values are nested no deeper than MAX_DEPTH."""
+    level: list[object] = list(values)
+    for _ in range(MAX_DEPTH):
+        level = [inside for value in level for inside in _inside(value)]
+        if not level:
+            return True
+    return False
+
+
+def _inside(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return cast("dict[str, object]", value).values()
+    return cast("list[object]", value) if isinstance(value, list) else ()
 
 
 def _previous(event: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -231,6 +272,11 @@ def _previous(event: Mapping[str, Any]) -> dict[str, Any] | None:
     unsigned = event.get("unsigned")
     before = cast("dict[str, Any]", unsigned).get("prev_content") if isinstance(unsigned, dict) else None
     return cast("dict[str, Any]", before) if isinstance(before, dict) else None
+
+
+def is_user(value: object) -> TypeGuard[str]:
+    """Whether it could be the id of a user, and can be shown. Total."""
+    return _is_id(value) and value.isprintable() and USER.fullmatch(value) is not None
 
 
 def _is_id(value: object) -> TypeGuard[str]:

@@ -20,6 +20,7 @@ from protocol.frame import MAX_FRAME
 
 FRAME: Final = "org.ampmesh.frame"
 MAX_INSIDE: Final = 47_000  # bytes: 62,667 in base64, which leaves 2.8 KiB of an event for its ids and signatures
+MAX_SEALED: Final = 33_700  # the same where the room is encrypted, which makes a third more of it once more
 BYTES: Final = "bytes"
 FILE: Final = "file"
 MIME: Final = "application/octet-stream"
@@ -47,22 +48,36 @@ class RoomLink:
         """Keep a frame for sending, within the caller's transaction; call `port.outbox.wake()` after the commit.
 
         `key` is the frame's own, such as its id: the same again is the same event, and False is returned.
-        Raises BadContent when it is empty or longer than MAX_INSIDE (`send` takes longer ones), MatrixFull.
+        Raises BadContent when it is empty or longer than an event of the room holds (`send` takes longer ones where
+        the room is not encrypted), MatrixFull.
         """
+        if len(data) > self._most:
+            raise BadContent(f"a frame of {len(data)} bytes does not fit an event of the room: it holds {self._most}")
         return self._port.put(self._speaker, self.room, FRAME, frame_content(data), key)
+
+    @property
+    def _most(self) -> int:
+        """Bytes that an event of the room holds."""
+        return MAX_SEALED if self._port.inbox.is_encrypted(self.room) else MAX_INSIDE
 
     async def send(self, data: bytes, key: str) -> str:
         """Keep a frame of at most MAX_FRAME bytes, and wait until our homeserver has it; returns the event's id.
 
         Once kept it outlives this process, and cancelling stops the waiting, not the sending. Raises what `put` does,
-        MatrixRefused when it was given up, and for a long frame MatrixUnavailable: then it is not kept.
+        also for a long frame in an encrypted room, MatrixRefused when it was given up, and for a long frame
+        MatrixUnavailable: then it is not kept.
         """
-        content = frame_content(data) if len(data) <= MAX_INSIDE else await self._store(data)
+        content = frame_content(data) if len(data) <= self._most else await self._store(data)
         return await self._port.send(self._speaker, self.room, FRAME, content, key)
 
     async def _store(self, data: bytes) -> dict[str, Any]:
         if len(data) > MAX_FRAME:
             raise BadContent(f"a frame of {len(data)} bytes is too long; a room carries at most {MAX_FRAME}")
+        if self._most < MAX_INSIDE:
+            raise BadContent(
+                f"a frame of {len(data)} bytes is too long for an encrypted room, which holds {MAX_SEALED}: a file"
+                " beside it would lie there in clear"
+            )
         url = await self._port.upload(self._speaker.key, data, MIME, "frame")
         return stored_content(Stored(url, len(data), digest(data)))
 

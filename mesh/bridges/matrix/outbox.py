@@ -27,7 +27,7 @@ from mesh.words import plain
 PRIMARY: Final = ""  # the account that speaks for everybody who has none of their own
 ROOMS_AT_ONCE: Final = 16  # requests of an account on their way: one a room; more only queue inside the homeserver
 SOON_S: Final = 10.0  # an account that is told to wait so long at most is waited for by the others of its rooms
-BACKOFF_S: Final = (0.5, 60.0)  # first and longest wait after a failure, doubling between
+BACKOFF_S: Final = (0.5, 15.0)  # first and longest wait after a failure, doubling between: people wait when it is back
 MAX_RETRY_AFTER_S: Final = 600.0  # the longest that a homeserver's `retry_after_ms` is believed
 
 TAKEN_BACK: Final = "it was taken back before it was sent"
@@ -220,7 +220,7 @@ class Outbox:
 
         None when it was taken back meanwhile, or when the account's login is void, and others go on.
         """
-        sender, wait_s = self._senders[row.account], BACKOFF_S[0]
+        sender, wait_s, told = self._senders[row.account], BACKOFF_S[0], ""
         while not sender.rests:
             try:
                 async with sender.slots:
@@ -238,7 +238,9 @@ class Outbox:
                 return None
             except MatrixUnavailable as error:
                 asked = min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S)
-                log.info("the homeserver is not available; what waits is kept", reason=plain(str(error)))
+                if (reason := plain(str(error))) != told:
+                    log.info("an event for Matrix waits, and is sent when it can be", reason=reason)
+                told = reason
             if not 0 < asked <= SOON_S and not sender.stuck:
                 sender.stuck = True
                 self._stir()

@@ -146,6 +146,10 @@ class MatrixPort(Protocol):
         """The users that are in a room, sorted, not without end."""
         ...
 
+    async def equip(self, speaker: str, room: str) -> None:
+        """See that a speaker who sits in a room can read what is said there, as far as that can be had now."""
+        ...
+
     async def look_back(self, speaker: str, room: str) -> int:
         """Hear what a room said lately and nobody brought us; returns how many events. `speaker` sits there."""
         ...

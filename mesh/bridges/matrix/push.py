@@ -1,7 +1,9 @@
 """The door of an appservice: where the homeserver pushes events, and people read pages."""
 
+import asyncio
 import hmac
-import json
+import logging
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import structlog
 
 from mesh.bridges.matrix.errors import MatrixError, MatrixFull
-from mesh.bridges.matrix.shape import as_dict
+from mesh.bridges.matrix.shape import as_dict, from_json
 from mesh.errors import StoreFailed
+from mesh.links import door
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -22,7 +25,13 @@ MAX_BODY: Final = (
 )  # bytes: a hundred events of 64 KiB, escaped at worst; less would stop the queue for good
 SHUTDOWN_S: Final = 1.0  # for pushes under way when we stop; they come again
 PAGES: Final = "/why/"
-POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",  # the address is the key
+    "X-Content-Type-Options": "nosniff",
+    "X-Robots-Tag": "noindex",
+    "Cache-Control": "no-store",  # what was redacted meanwhile is not shown again
+}
 
 Pages = Callable[[str, str], str | None]
 """Gives the page below PAGES for two parts of its address; None when there is none."""
@@ -49,30 +58,48 @@ class Door:
         """Listen within the block. Raises MatrixError when the port is taken."""
         from aiohttp import web
 
+        porch = door.Door(None)
+
         @web.middleware
         async def guard(request: web.Request, handler: "Handler") -> web.StreamResponse:
-            if request.path.startswith(PAGES):
-                return await self._page(request)
-            return self._refused(request) or await handler(request)
+            is_page = request.path.startswith(PAGES)
+            answer = await self._page(request) if is_page else self._refused(request)
+            if answer is not None:
+                answer.force_close()  # a stranger's connection is not kept
+                return answer
+            porch.passed(request.protocol)
+            return await handler(request)
 
         app = web.Application(client_max_size=MAX_BODY, middlewares=[guard])
         app.router.add_put("/_matrix/app/v1/transactions/{txn}", self._transaction)
         app.router.add_get("/_matrix/app/v1/users/{user}", self._user)
         app.router.add_get("/_matrix/app/v1/rooms/{room}", self._room)
         app.router.add_post("/_matrix/app/v1/ping", self._ping)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, logger=_unheard())
         await runner.setup()
         try:
-            host, port = self.listen
-            try:
-                await web.TCPSite(runner, host, port).start()
-            except OSError as error:
-                raise MatrixError(
-                    f"nothing can listen on {host}:{port}: {error.strerror}; choose another port"
-                ) from error
-            yield
+            made: Any = runner.server
+            async with porch.open():
+                server = await self._server(lambda: porch.enter(made))
+                try:
+                    yield
+                finally:
+                    server.close()
         finally:
             await runner.cleanup()
+
+    async def _server(self, made: Callable[[], Any]) -> asyncio.Server:
+        host, port = self.listen
+        try:
+            return await asyncio.get_running_loop().create_server(made, host, port)
+        except OSError as error:
+            number = error.errno or 0  # negative where a name was looked up
+            reason = os.strerror(number) if number > 0 else error.strerror
+            told = (
+                f"nothing can listen on {host}:{port}: {reason}; end what uses it (another node of this registration?)"
+                " or choose another port: mesh matrix register … --force --listen HOST:PORT"
+            )
+            raise MatrixError(told) from error
 
     def _refused(self, request: "web.Request") -> "web.StreamResponse | None":
         """The answer to whoever is not the homeserver; what was sent is not even read. None lets it in."""
@@ -83,9 +110,8 @@ class Door:
         return None if hmac.compare_digest(given, wanted) else _error(403, "M_FORBIDDEN")
 
     async def _transaction(self, request: "web.Request") -> "web.StreamResponse":
-        try:
-            body: object = json.loads(await request.read())
-        except (ValueError, RecursionError):
+        body = from_json(await request.read())
+        if body is None:
             return _error(400, "M_NOT_JSON")
         events = as_dict(body).get("events")
         if not isinstance(events, list):
@@ -95,6 +121,9 @@ class Door:
         except (MatrixFull, StoreFailed) as error:
             log.warning("a push from the homeserver is not taken; it will come again", reason=str(error))
             return _error(503, "M_LIMIT_EXCEEDED")
+        except Exception:
+            log.exception("a push from the homeserver cannot be taken; it will come again")
+            return _error(500, "M_UNKNOWN")
         return _answer({})
 
     async def _page(self, request: "web.Request") -> "web.StreamResponse":
@@ -105,7 +134,7 @@ class Door:
         page = self.pages(*parts) if self.pages and is_whole else None
         if page is None:
             return _error(404, "M_NOT_FOUND")
-        return web.Response(text=page, content_type="text/html", headers={"Content-Security-Policy": POLICY})
+        return web.Response(text=page, content_type="text/html", headers=HEADERS)
 
     async def _user(self, request: "web.Request") -> "web.StreamResponse":
         return _answer({}) if self.knows(request.match_info["user"]) else _error(404, "M_NOT_FOUND")
@@ -115,6 +144,14 @@ class Door:
 
     async def _ping(self, _request: "web.Request") -> "web.StreamResponse":
         return _answer({})
+
+
+def _unheard() -> logging.Logger:
+    """A log that nobody reads: for aiohttp, each request that is none would be a traceback, with a stranger's words."""
+    unheard = logging.getLogger(f"{__name__}.requests")
+    unheard.propagate = False
+    unheard.addHandler(logging.NullHandler())
+    return unheard
 
 
 def _answer(body: dict[str, Any], status: int = 200) -> "web.Response":

@@ -16,6 +16,7 @@ from mesh.words import plain
 TOMBSTONE: Final = "m.room.tombstone"
 CREATE: Final = "m.room.create"
 NAME: Final = "m.room.name"
+ALIAS: Final = "m.room.canonical_alias"
 
 MAX_NAME: Final = 100  # characters of a room's or user's name that are shown
 ROOM: Final = re.compile(r"![^\s:]+(:\S+)?")  # since version 12 a room's id names no server
@@ -128,6 +129,11 @@ def is_successor(create: Mapping[str, Any] | None, old: str) -> bool:
 def read_name(content: Mapping[str, Any]) -> str:
     """A room's name from the content of NAME: one clean line, empty when there is none. Total."""
     return _line(content.get("name"), MAX_NAME)
+
+
+def read_alias(content: Mapping[str, Any]) -> str:
+    """A room's address from the content of ALIAS: one clean line, empty when there is none. Total."""
+    return _line(content.get("alias"), MAX_NAME)
 
 
 def is_room(value: object) -> TypeGuard[str]:

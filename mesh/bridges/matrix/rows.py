@@ -14,6 +14,7 @@ from mesh.clock import Clock
 from mesh.store import Store
 
 MAX_WAITING: Final = 20_000  # events of an account; more are refused, so that a dead homeserver cannot fill the disk
+MAX_LANE: Final = 2_000  # of these, in one room: who makes us talk there faster than we may silences no other room
 PAGE: Final = 500  # rows that are read at once: 30 MB of words at worst
 KEPT: Final = 50_000  # done rows that are remembered, so that the same key stays the same event
 PRUNE_EVERY: Final = 1_000  # done rows between two prunings
@@ -66,6 +67,8 @@ class Rows:
         """Keep an event; False: this key of this speaker is here already. Raises BadContent, MatrixFull."""
         if self.waiting(account) >= MAX_WAITING:
             raise MatrixFull(f"{MAX_WAITING} events wait for a homeserver that is away; nothing more is taken")
+        if self._in_lane(account, room) >= MAX_LANE:
+            raise MatrixFull(f"{MAX_LANE} events wait to be sent in one room; nothing more is taken for it")
         row = (account, speaker, key, transaction_id(speaker, key), room, kind, encode(content))
         put = self._store.insert(
             "INSERT OR IGNORE INTO matrix_outbox (account, speaker, key, txn, room, kind, content) "
@@ -79,6 +82,10 @@ class Rows:
         whose, values = ("", ()) if account is None else (" AND account = ?", (account,))
         found = self._store.one(f"SELECT count(*) FROM matrix_outbox WHERE done_ms IS NULL{whose}", values)  # noqa: S608 - our words
         return int(found[0])
+
+    def _in_lane(self, account: str, room: str) -> int:
+        sql = "SELECT count(*) FROM matrix_outbox WHERE account = ? AND room = ? AND done_ms IS NULL"
+        return int(self._store.one(sql, (account, room))[0])
 
     def is_waiting(self, n: int) -> bool:
         """Whether a row waits still."""

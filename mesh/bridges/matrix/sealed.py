@@ -4,14 +4,15 @@ It is in the node's database, for all ways in together: an event that one of the
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from typing import Final
 
 from mesh.bridges.matrix.inbox import Inbound
 from mesh.store import Store
 
 KEPT: Final = 10_000  # unopened events that are remembered; the oldest are forgotten
+PAGE: Final = 100  # of these that are read at once
 ASKED: Final = 100  # keys of a room that are asked for; whoever makes up more sessions makes us no work
 REMEMBERED: Final = 100_000  # opened events whose place in their session is remembered, against repetition
 PRUNE_EVERY: Final = 1_000  # opened events between two prunings
@@ -46,7 +47,7 @@ class Sealed:
         room = event.room
         wanted = int(self._store.one("SELECT count(DISTINCT session) FROM matrix_sealed WHERE room = ?", (room,))[0])
         asked = self.is_wanted(room, session) or wanted >= ASKED
-        row = (event.event_id, room, session, json.dumps(asdict(event)))
+        row = (event.event_id, room, session, json.dumps({one.name: getattr(event, one.name) for one in fields(event)}))
         with self._store.transaction():
             new = self._store.insert(
                 "INSERT OR IGNORE INTO matrix_sealed (event_id, room, session, event) VALUES (?, ?, ?, ?)", row
@@ -59,10 +60,12 @@ class Sealed:
         """All keys that events wait for: rooms and sessions."""
         return self._store.rows("SELECT DISTINCT room, session FROM matrix_sealed")
 
-    def waiting(self, room: str, session: str) -> list[Inbound]:
-        """The events that wait for a key, oldest first."""
-        sql = "SELECT event FROM matrix_sealed WHERE room = ? AND session = ? ORDER BY n"
-        return [Inbound(**json.loads(text)) for (text,) in self._store.rows(sql, (room, session))]
+    def waiting(self, room: str, session: str) -> Iterator[list[Inbound]]:
+        """The events that wait for a key, oldest first, PAGE at a time; those that came may be forgotten meanwhile."""
+        sql, after = "SELECT n, event FROM matrix_sealed WHERE room = ? AND session = ? AND n > ? ORDER BY n LIMIT ?", 0
+        while rows := self._store.rows(sql, (room, session, after, PAGE)):
+            after = rows[-1][0]
+            yield [Inbound(**json.loads(text)) for _, text in rows]
 
     def holds(self, event_id: str, room: str) -> bool:
         """Whether an event of a room waits."""

@@ -15,7 +15,7 @@ from mesh.bridges.matrix.account import Account
 from mesh.bridges.matrix.api import Api, As
 from mesh.bridges.matrix.appservice import AppService
 from mesh.bridges.matrix.calls import Calls
-from mesh.bridges.matrix.errors import MatrixLoggedOut, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.errors import MatrixLoggedOut, MatrixRefused, MatrixSilenced, MatrixUnavailable
 from mesh.bridges.matrix.inbox import Inbox
 from mesh.bridges.matrix.outbox import Outbox, Outgoing
 from mesh.bridges.matrix.port import Caps, Speaker
@@ -111,9 +111,9 @@ class Several(Calls):
             self._on_lost(key, reason)
 
     def of(self, speaker: str) -> AppService | Account:
-        """The way that a speaker uses. Raises MatrixLoggedOut when its own one is lost."""
+        """The way that a speaker uses. Raises MatrixSilenced when its own one is lost."""
         if speaker in self.lost:
-            raise MatrixLoggedOut(f"the account of {speaker} is logged out: {self.lost[speaker]}")
+            raise MatrixSilenced(f"the account of {speaker} is logged out: {self.lost[speaker]}")
         return self._own.get(speaker, self._primary)
 
     def user_id(self, speaker: str) -> str:
@@ -143,6 +143,10 @@ class Several(Calls):
     async def join(self, speaker: str, room: str, via: str | None = None) -> str:
         """Join a room by id or alias; returns its id. `via` is a server that knows it."""
         return await self.of(speaker).join(speaker, room, via)
+
+    async def equip(self, speaker: str, room: str) -> None:
+        """See that a speaker who sits in a room can read what is said there, as far as that can be had now."""
+        await self.of(speaker).equip(speaker, room)
 
     async def leave(self, speaker: str, room: str) -> None:
         """Leave a room, or decline its invitation."""

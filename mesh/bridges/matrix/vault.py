@@ -5,7 +5,8 @@
                        lock.db     held while a process uses the folder
 
 Never restore an old copy: keys that were used would be used again, and people's clients refuse that. Deleting the
-folder is safe: a new device with new keys comes in its place.
+folder is safe: a new device with new keys comes in its place. A damaged file counts as deleted; it is kept as
+`damaged-…`, one of a name.
 """
 
 import hashlib
@@ -14,18 +15,24 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote
 
+import structlog
+
 from mesh.bridges.matrix.errors import MatrixUnavailable
+from mesh.errors import StoreFailed
 from mesh.store import Hold, Store
 
 MAX_NAME: Final = 200  # bytes of a folder's name; longer users' folders are named by digest
 FACTS: Final = ("CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;",)
+DAMAGED: Final = ("not a database", "malformed")  # how SQLite says it
+
+log = structlog.get_logger(__name__)
 
 
 class Vault:
     """One user's folder, held until it is closed."""
 
     def __init__(self, base: Path, user: str) -> None:
-        """Make the folder if need be and take it. Raises MatrixUnavailable when another process has it."""
+        """Make the folder if need be and take it. Raises MatrixUnavailable when another process has it, StoreFailed."""
         self._folder = base / _name(user)
         self._folder.mkdir(parents=True, exist_ok=True)
         base.chmod(0o700)
@@ -37,7 +44,7 @@ class Vault:
                 f"another process uses the keys in {self._folder}: stop it, two would spoil them"
             ) from error
         try:
-            self._store = Store(_private(self._folder / "device.db"), {"matrix_device": FACTS})
+            self._store = _facts(self._folder / "device.db")
         except BaseException:
             self._hold.release()
             raise
@@ -79,6 +86,30 @@ def users(base: Path) -> list[str]:
 def has_vault(base: Path, user: str) -> bool:
     """Whether a user has a folder."""
     return (base / _name(user) / "device.db").is_file()
+
+
+def is_damage(error: BaseException | None) -> bool:
+    """Whether an error of SQLite's says that a file is none of its own; a full disk, for one, is no damage."""
+    return any(words in str(error) for words in DAMAGED)
+
+
+def set_aside(path: Path) -> None:
+    """Put a damaged file where nobody reads it, in place of an earlier one, and have an empty one where it was."""
+    log.warning("keys of encrypted rooms are damaged and count as lost; the file is set aside", file=str(path))
+    for part in path.parent.glob(f"{path.name}*"):
+        part.replace(part.with_name(f"damaged-{part.name}"))
+    _private(path)
+
+
+def _facts(path: Path) -> Store:
+    schemas = {"matrix_device": FACTS}
+    try:
+        return Store(_private(path), schemas)
+    except StoreFailed as error:
+        if not is_damage(error.__cause__):
+            raise
+    set_aside(path)
+    return Store(path, schemas)
 
 
 def _name(user: str) -> str:
