@@ -239,7 +239,7 @@ class Bridge:
         while True:
             await self.port.missed.wait()
             self.port.missed.clear()
-            for room, _, _ in self.tables.rooms():
+            for room in self.tables.seated():
                 voice = self._outward.voice(room)
                 await self.lobby.equip(room)
                 try:

@@ -378,7 +378,7 @@ async def test_a_server_that_names_no_address_gives_one_line(told: str) -> None:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        with pytest.raises(NodeError, match="is no address of a server|has more than an address") as raised:
+        with pytest.raises(NodeError, match=r"is no address of a server|has more than an address") as raised:
             await homeserver.find(f"127.0.0.1:{runner.addresses[0][1]}", "http")
     finally:
         await runner.cleanup()

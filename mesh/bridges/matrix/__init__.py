@@ -9,4 +9,5 @@ push      where an appservice is pushed to       rows            the outbox's ta
 crypto    what is sealed and opened, for a way   fleet           which devices there are
 device    one device, at the homeserver          engine          its keys (nio)
 vault     the folder of a user's keys            sealed          events that wait for a key
+strangers  how much a device keeps of others     shape           JSON from outside as what it should be
 """
