@@ -119,7 +119,8 @@ async def meshers(servers: tuple[Server, Server], path: Path) -> tuple[Mesher, M
 async def room_of(ada: Mesher, bob: Mesher) -> str:
     """A public room that Ada made, where both persons are, and which their nodes may enter."""
     async with ada.human() as her, bob.human() as him:
-        room = await her.room(bob.login["user_id"], preset=RoomPreset.public_chat)
+        public = {"preset": RoomPreset.public_chat, "power_level_override": {"invite": 0}}
+        room = await her.room(bob.login["user_id"], **public)
         await him.client.join(room)
         await until_there(her, room, bob.login["user_id"])
     return room
@@ -344,7 +345,7 @@ async def follow(talk: Talk, mara: Human, pair: Pair) -> None:
     await mara.client.room_put_state(pair.room, "m.room.join_rules", {"join_rule": "invite"})
     new = await upgrade(mara, pair.room)
     for user in nodes:
-        print("INV", new, await mara.client.room_invite(new, user))
+        await mara.client.room_invite(new, user)
     await until_there(mara, new, *nodes)
     await talk.both(2)
     await talk.heard()

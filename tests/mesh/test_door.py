@@ -13,9 +13,11 @@ import pytest
 from aiohttp import web
 from authority import Authority
 from sides import NOW, Side, sides, until_heard
+from strangers import NONSENSE, say
 
+from mesh import door
 from mesh.errors import MeshError
-from mesh.links import door, links
+from mesh.links import links
 from mesh.links.channel import Proved, Self, call
 from mesh.links.hub import Hub
 from mesh.links.links import Links
@@ -54,6 +56,21 @@ async def answering(handler: Callable[[web.Request], Any]) -> AsyncIterator[str]
         yield f"ws://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+async def test_what_is_no_request_writes_nothing_on_the_terminal(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else whoever reaches the port fills the log, in their words."""
+
+    async def taken(_: SocketWire) -> None:
+        """Nobody comes."""
+
+    async with listening("127.0.0.1", 0, Desk(taken, Hub(clock=lambda: NOW))) as port:
+        for data in NONSENSE:
+            assert (await say(port, data)).startswith((b"HTTP/1.0 400 ", b"HTTP/1.1 404 "))
+    assert caplog.records == []
+    assert "".join(capfd.readouterr()) == ""
 
 
 @pytest.mark.parametrize("path", [f"/meet/{SLOT}/call", "/meet/short/call", "/link", "/"])

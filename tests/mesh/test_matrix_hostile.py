@@ -12,10 +12,12 @@ import pytest
 import vodozemac
 from aiohttp import web
 from homeserver import free_port
+from strangers import NONSENSE, say
 
+from mesh import door as links_door
 from mesh.bridges.matrix import device as device_module
 from mesh.bridges.matrix import sealed as sealed_module
-from mesh.bridges.matrix import strangers
+from mesh.bridges.matrix import strangers as strangers_module
 from mesh.bridges.matrix.account import Account, Session, check_token
 from mesh.bridges.matrix.api import Access, Api
 from mesh.bridges.matrix.appservice import AppService
@@ -28,12 +30,11 @@ from mesh.bridges.matrix.errors import BadContent, MatrixRefused, MatrixUnavaila
 from mesh.bridges.matrix.inbox import MAX_DEPTH, SEALED, parse_event
 from mesh.bridges.matrix.link import FRAME, MAX_SEALED, RoomLink, frame_content
 from mesh.bridges.matrix.port import REACTION, Speaker
-from mesh.bridges.matrix.push import Door
+from mesh.bridges.matrix.push import PushDoor
 from mesh.bridges.matrix.registration import new_registration
 from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.bridges.matrix.sealed import Sealed
 from mesh.bridges.matrix.vault import Vault
-from mesh.links import door as links_door
 from mesh.links.room import PIECE
 from mesh.store import Store
 
@@ -171,25 +172,8 @@ async def listening(pages: Any = lambda _act, _seal: None) -> AsyncGenerator[int
         """Nothing comes of it."""
 
     port = free_port()
-    async with Door(("127.0.0.1", port), "token", push, lambda _user: False, pages).open():
+    async with PushDoor(("127.0.0.1", port), "token", push, lambda _user: False, pages).open():
         yield port
-
-
-async def say(port: int, data: bytes) -> bytes:
-    """What the door answers to these bytes, until it hangs up."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(data)
-    with closing(writer):
-        return await reader.read()
-
-
-NONSENSE = [
-    b"GET /why/aa/\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"GET /\x1b[2J HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"GET http://[ HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"GET /why/aa/bb HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",
-    b"GET /x HTTP/1.1\r\n" + b"A: b\r\n" * 20_000 + b"\r\n",
-]
 
 
 async def test_what_strangers_send_to_the_door_writes_nothing_on_the_terminal(
@@ -312,7 +296,7 @@ def test_messages_of_strangers_that_open_nothing_leave_nothing(victim: Victim) -
 
 def test_devices_that_begin_sessions_with_us_are_so_many(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond it only devices of our rooms are listened to; those that had a session keep theirs."""
-    monkeypatch.setattr(strangers, "MAX_PEERS", 5)
+    monkeypatch.setattr(strangers_module, "MAX_PEERS", 5)
     crowd = [vodozemac.Account() for _ in range(9)]
     assert len(victim.engine.receive([victim.key(one) for one in crowd])) == 5
     assert victim.held() == victim.again() == (5, 5, 5)
@@ -322,7 +306,7 @@ def test_devices_that_begin_sessions_with_us_are_so_many(victim: Victim, monkeyp
 
 def test_a_device_has_so_many_sessions_with_ours(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest are kept, on disk as well: every one is tried for each of its messages."""
-    monkeypatch.setattr(strangers, "MAX_SESSIONS", 3)
+    monkeypatch.setattr(strangers_module, "MAX_SESSIONS", 3)
     eve = vodozemac.Account()
     assert len(victim.engine.receive([victim.key(eve) for _ in range(9)])) == 9
     assert victim.held()[:2] == victim.again()[:2] == (1, 3)
@@ -330,8 +314,8 @@ def test_a_device_has_so_many_sessions_with_ours(victim: Victim, monkeypatch: py
 
 def test_keys_of_rooms_are_so_many(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device's newest are kept; strangers' are few in all, and do not keep out those of our rooms."""
-    monkeypatch.setattr(strangers, "MAX_KEYS", 4)
-    monkeypatch.setattr(strangers, "STRANGE_KEYS", 6)
+    monkeypatch.setattr(strangers_module, "MAX_KEYS", 4)
+    monkeypatch.setattr(strangers_module, "STRANGE_KEYS", 6)
     eve, mallory, friend = (vodozemac.Account() for _ in range(3))
     given = victim.engine.receive([victim.key(eve, f"!{n}:evil") for n in range(9)])
     kept = {one.id for one in victim.engine._olm.inbound_group_store}
@@ -345,8 +329,8 @@ def test_keys_of_rooms_are_so_many(victim: Victim, monkeypatch: pytest.MonkeyPat
 
 def test_a_user_has_so_many_devices(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are known stay; the others get no keys. Names that people give them are not kept, nor what is gone."""
-    monkeypatch.setattr(strangers, "MAX_DEVICES", 5)
-    monkeypatch.setattr(strangers, "MAX_DELETED", 10)
+    monkeypatch.setattr(strangers_module, "MAX_DEVICES", 5)
+    monkeypatch.setattr(strangers_module, "MAX_DELETED", 10)
     eve = vodozemac.Account()
     many = {name: device(eve, name, unsigned={"device_display_name": "x" * 9}) for name in ("Z1", "Z2", "x" * 300)}
     victim.engine.learn({"device_keys": {EVE: many}})

@@ -19,7 +19,7 @@ from mesh.bridges.matrix.errors import BadContent, MatrixRefused, MatrixUnavaila
 from mesh.bridges.matrix.inbox import Inbound, parse_event
 from mesh.bridges.matrix.outbox import Done, Outgoing
 from mesh.bridges.matrix.port import ENCRYPTION, Caps, Speaker
-from mesh.bridges.matrix.push import Door, Pages
+from mesh.bridges.matrix.push import Pages, PushDoor
 from mesh.bridges.matrix.registration import Registration
 from mesh.bridges.matrix.rooms import since_joining
 from mesh.bridges.matrix.shape import as_dict, as_dicts
@@ -87,7 +87,7 @@ class AppService(Speaking):
         super().__init__(api, store, clock, caps, on_done, keys=keys)
         self._registration = registration
         self._existing: dict[str, As] = {}
-        self.door = Door(listen, registration.hs_token, self._pushed, self._existing.__contains__, pages)
+        self.door = PushDoor(listen, registration.hs_token, self._pushed, self._existing.__contains__, pages)
         self._making = asyncio.Lock()
         self.ready = asyncio.Event()
         self._last_push = 0  # the number of the homeserver's last transaction

@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,16 +12,14 @@ import structlog
 
 from mesh.bridges.matrix.errors import MatrixError, MatrixFull
 from mesh.bridges.matrix.shape import as_dict, from_json
+from mesh.door import Door, unheard
 from mesh.errors import StoreFailed
-from mesh.links import door
 
 if TYPE_CHECKING:
     from aiohttp import web
     from aiohttp.typedefs import Handler
 
-MAX_BODY: Final = (
-    64 * 1024 * 1024
-)  # bytes: a hundred events of 64 KiB, escaped at worst; less would stop the queue for good
+MAX_BODY: Final = 64 * 1024 * 1024  # bytes: a hundred events of 64 KiB, escaped at worst; less would stop the queue
 SHUTDOWN_S: Final = 1.0  # for pushes under way when we stop; they come again
 PAGES: Final = "/why/"
 HEADERS: Final = {
@@ -40,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class PushDoor:
     """What listens on `listen`, a host and port, and lets nobody in but the homeserver, whose token is never shown.
 
     `push` takes the events of a transaction and its name, and raises MatrixFull or StoreFailed when they are to come
@@ -58,7 +55,7 @@ class Door:
         """Listen within the block. Raises MatrixError when the port is taken."""
         from aiohttp import web
 
-        porch = door.Door(None)
+        door = Door(None)
 
         @web.middleware
         async def guard(request: web.Request, handler: "Handler") -> web.StreamResponse:
@@ -67,7 +64,7 @@ class Door:
             if answer is not None:
                 answer.force_close()  # a stranger's connection is not kept
                 return answer
-            porch.passed(request.protocol)
+            door.passed(request.protocol)
             return await handler(request)
 
         app = web.Application(client_max_size=MAX_BODY, middlewares=[guard])
@@ -75,12 +72,12 @@ class Door:
         app.router.add_get("/_matrix/app/v1/users/{user}", self._user)
         app.router.add_get("/_matrix/app/v1/rooms/{room}", self._room)
         app.router.add_post("/_matrix/app/v1/ping", self._ping)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, logger=_unheard())
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, logger=unheard())
         await runner.setup()
         try:
             made: Any = runner.server
-            async with porch.open():
-                server = await self._server(lambda: porch.enter(made))
+            async with door.open():
+                server = await self._server(lambda: door.enter(made))
                 try:
                     yield
                 finally:
@@ -144,14 +141,6 @@ class Door:
 
     async def _ping(self, _request: "web.Request") -> "web.StreamResponse":
         return _answer({})
-
-
-def _unheard() -> logging.Logger:
-    """A log that nobody reads: for aiohttp, each request that is none would be a traceback, with a stranger's words."""
-    unheard = logging.getLogger(f"{__name__}.requests")
-    unheard.propagate = False
-    unheard.addHandler(logging.NullHandler())
-    return unheard
 
 
 def _answer(body: dict[str, Any], status: int = 200) -> "web.Response":

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from mesh.links.door import Door
+from mesh.door import Door, unheard
 from mesh.links.hub import PIECE, Hub
 from mesh.links.websocket.wires import CLOSE_S, MEET, PATH, SocketWire, received
 from mesh.links.wire import MAX_SEALED, WireBroken
@@ -46,7 +46,7 @@ async def listening(host: str, port: int, desk: Desk) -> AsyncGenerator[int]:
     if desk.hub is not None:
         app.router.add_get(MEET, _meeting(desk.hub, door))
         app.on_shutdown.append(lambda _app, hub=desk.hub: hub.close())
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, logger=unheard())
     await runner.setup()
     try:
         made: Any = runner.server

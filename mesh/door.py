@@ -1,10 +1,11 @@
-"""The door of a listener: connections that have not asked for anything yet are few, and have little time.
+"""The door of whatever listens for strangers: connections that have asked for nothing are few, and have little time.
 
 With TLS this begins before the handshake: whoever does not go on with it would cost a quarter of a megabyte for a
 minute, any number of times.
 """
 
 import asyncio
+import logging
 import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -106,6 +107,13 @@ class Door:
         served.connection_made(sealed)
         if one.early:
             served.data_received(bytes(one.early))
+
+
+def unheard() -> logging.Logger:
+    """A log that nobody reads: an HTTP server tells it of all that is no request, in the words of strangers."""
+    log = logging.getLogger(f"{__name__}.requests")
+    log.disabled = True
+    return log
 
 
 class _Agreeing(asyncio.Protocol):
