@@ -57,7 +57,8 @@ class Outward:
 
         Raises MatrixFull when a room takes no more, once the others have it.
 
-        `speaker` is the em of ours that said it, None for anybody else: the node's own user then says whose it is.
+        `speaker` is the em of ours that said it, None for anybody else. The node's own user speaks for whoever does not
+        sit in a room, and says whose words they are.
         """
         if is_husk(entry.act):
             return self.drop_draft(entry.act.id)  # it was taken back while it was on its way
@@ -73,10 +74,10 @@ class Outward:
         for room in rooms:
             if room in came_from or (act.kind == "redact" and self._came_from(act, room)):
                 continue
-            voice = self.voice(room) if speaker is None else speaker if self.tables.sits(speaker, room) else None
+            voice = self._voice_of(speaker, room)
             try:
                 if voice is not None:
-                    put |= self._show_in(room, entry, voice, relayed=speaker is None)
+                    put |= self._show_in(room, entry, voice, relayed=voice != speaker)
                 else:
                     self.tables.end_draft(act.id, room)  # it was put out while it wrote
             except MatrixFull as error:
@@ -120,6 +121,12 @@ class Outward:
         """Who speaks in a room for the node: its own user, or any em that sits there."""
         joined = self.tables.joined(room)
         return BOT if BOT in joined else joined[0] if joined else None
+
+    def _voice_of(self, speaker: str | None, room: str) -> str | None:
+        """Who says in a room what somebody has said, an em of ours or not; nobody for an em that was put out there."""
+        if speaker is None or not self.tables.knows(speaker, room):
+            return self.voice(room)
+        return speaker if self.tables.sits(speaker, room) else None
 
     def draft(self, room: str, em: str, act: Act, text: str, edits: int) -> None:
         """Put the words so far of an act: its first event, or an edit of it. Within a transaction."""

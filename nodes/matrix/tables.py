@@ -158,6 +158,10 @@ class Tables:
         sql = "SELECT 1 FROM room_members WHERE room = ? AND em = ? AND state = 'joined'"
         return self._store.one(sql, (room, em)) is not None
 
+    def knows(self, em: str, room: str) -> bool:
+        """Whether an em sits in a room, was asked to, or was put out."""
+        return self._store.one("SELECT 1 FROM room_members WHERE room = ? AND em = ?", (room, em)) is not None
+
     def places(self) -> list[tuple[str, str]]:
         """Who sits in a room of which basin."""
         sql = "SELECT DISTINCT em, basin FROM room_members NATURAL JOIN rooms WHERE state = 'joined'"

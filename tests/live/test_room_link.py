@@ -12,6 +12,7 @@ from nio import RoomPreset
 from owners import Owner, owners, until
 
 from mesh.bridges.matrix.account import Account, Session
+from mesh.bridges.matrix.port import ENCRYPTION
 from mesh.clock import now_ms
 from nodes.config import MeshConfig
 from nodes.matrix.bridge import Bridge
@@ -64,12 +65,15 @@ async def up(owner: Owner, session: Session) -> AsyncIterator[Bridge]:
 async def test_two_link_in_a_room_and_talk_there_and_people_see_nothing(
     synapse: Synapse, human: Human, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Invited, accepted, heard both ways, after a restart and after a change of mind; clients show none of it."""
+    """Invited, accepted, heard both ways, after a restart and after a change of mind; clients show none of it.
+
+    Once somebody encrypts the room it is of no use any more, and the node says so.
+    """
     monkeypatch.setattr("mesh.links.room.PAUSE_S", (0.1, 0.1))
     room = await human.room(preset=RoomPreset.public_chat)
     async with owners(tmp_path, "ada", "bob") as (ada, bob):
         hers, his = await new_session(synapse), await new_session(synapse)
-        async with up(ada, hers):
+        async with up(ada, hers) as bridge:
             async with up(bob, his):
                 invited = await ada.ask(
                     "invite", gives={"tea": "write"}, takes={}, expires_s=600, trust="known", room=room
@@ -92,4 +96,12 @@ async def test_two_link_in_a_room_and_talk_there_and_people_see_nothing(
                 assert (await bob.ask("room", peer="ada", room=room))["room"] == room
                 await until(lambda: "while you were elsewhere" in bob.heard())
                 assert (ada.refused(bob), bob.refused(ada)) == ({}, {})
+                await human.client.room_put_state(room, ENCRYPTION, {"algorithm": "m.megolm.v1.aes-sha2"})
+                await until(lambda: bridge.port.inbox.is_encrypted(room))
+                for text in ("sealed", "sealed once more"):
+                    await ada.say(text)
+                await until(lambda: bridge.problems)
+                (told,) = [str(problem) for problem in bridge.problems]
+                assert "is encrypted, and links need a room that is not" in told
+                await until(lambda: not ada.peers.links.sessions)
     assert await human.bodies(room) == []

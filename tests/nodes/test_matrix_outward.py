@@ -15,6 +15,7 @@ from mesh.bridges.matrix import outbox, rows
 from mesh.bridges.matrix.content import BOUNCE, CUT, MARK, MAX_CONTENT, size
 from mesh.bridges.matrix.errors import MatrixRefused, MatrixUnavailable
 from mesh.entries import recent
+from nodes.em import load_ems
 from nodes.matrix import manners
 from nodes.matrix.outward import key, read_key
 from nodes.models.scripted import Scripted
@@ -50,6 +51,23 @@ def shown(world: Alone) -> list[dict[str, Any]]:
 
 def texts(world: Alone) -> list[str]:
     return [entry.act.text for entry in recent(world.here.ground.store, "tea", 99)]
+
+
+async def test_what_an_em_says_that_sits_elsewhere_is_told_with_its_name(world: Alone) -> None:
+    """A room stands for all of its basin; whoever was put out of it is not heard there."""
+    world.em("cleo")
+    world.here.host(load_ems(world.ems)[0])
+    await world.here.say("tea", "cleo?", [])
+    await world.idle()
+    asked, told = shown(world)
+    assert (asked["body"], told["body"]) == ("mara: cleo?", "cleo: A reply of an em.")
+    assert (told["msgtype"], MARK in told) == ("m.text", True)
+    kick = {"type": "m.room.member", "state_key": world.user("ada"), "content": {"membership": "leave"}}
+    world.hears(said("$kick") | kick)
+    await until(lambda: not world.bridge.tables.sits("ada", ROOM))
+    await world.here.say("tea", "ada, cleo?", [])
+    await world.idle()
+    assert [one["body"] for one in shown(world)[2:]] == ["mara: ada, cleo?", "cleo: A reply of an em."]
 
 
 @pytest.mark.parametrize("text", ["a" * MAX_TEXT, "\U0001f600" * (MAX_TEXT // 2), '"' * MAX_TEXT, "\n" * 70_000 + "x"])
