@@ -336,6 +336,8 @@ async def test_what_is_taken_back_is_forgotten_by_every_node_in_the_room(
         one.up(Scripted([f"Yes, {WORDS}."])),
     ):
         two.signer = OTHER
+        for folder in two.ems.iterdir():
+            (folder / "config.yaml").write_text("basins: [tea]\nmute: true\n", "utf-8")
         async with two.up(Scripted(["Hm."])):
             room = await tea(one, human)
             await two.bridge.lobby.join(room, "tea", [])

@@ -252,6 +252,11 @@ async def test_two_persons_link_as_the_docs_say(pair: Pair) -> None:
             while len(await said(her)) < 4 or sorted(await said(her)) != sorted(await said(him)):
                 await asyncio.sleep(0.05)
         assert {entry["author"] for entry in await her.history("tea")} >= {"em-ada", "em-bob"}
+        long = "long " * 12_000  # more than fits into an event
+        await her.say("tea", long)
+        async with asyncio.timeout(PATIENCE_S):
+            while long not in await said(him):
+                await asyncio.sleep(0.05)
         told = await command("matrix", "doctor", "--home", pair.bob.home.path)
         assert "peers are met there" in told
         assert "Too Many Requests" in talk.nodes[1].said()
