@@ -73,7 +73,7 @@ def join(home: Home, node: Node, media: Media) -> Operations:
         node.companion = Companions(peers, disputes)
         return more
     bridge = Bridge(node, lambda one: _port(node, login, one), node.config.matrix, login.owner, media)
-    bridge.hearing.party = party(disputes, login.owner)
+    bridge.hearing.steward.party = party(disputes, login.owner)
     peers.ways.rooms, bridge.ways.has_moved = bridge.ways, peers.room_moved
     node.companion = Companions(bridge, peers, disputes)
     kind = "appservice" if login.registration else "account"

@@ -69,7 +69,9 @@ class Bridge:
         self.problems_ms: deque[int] = deque(maxlen=PROBLEMS)  # when each was told, by the node's clock
         self.ready = asyncio.Event()
         inward = Inward(key, self.tables, self._said, node.runtime.chains.used)
-        self._outward = Outward(self.port, self.tables, self._find, self.lobby.who, node.identity.mesh, self._is_twin)
+        self._outward = Outward(
+            self.port, self.tables, self._find, self.lobby.seats.wardrobe.who, node.identity.mesh, self._is_twin
+        )
         self.manners = Manners(self.port, self._rooms_with)
         hands = Hands(
             node,
@@ -85,7 +87,7 @@ class Bridge:
         )
         self.hearing = Hearing(hands)
         self.ways = RoomWays(self.port, self.lobby, self._tell)
-        self.lobby.links, self.lobby.has_moved = self.ways.rooms, self.ways.moved
+        self.lobby.links, self.lobby.moves.has_moved = self.ways.rooms, self.ways.moved
         self.hearing.carried = self.ways.heard
         self._changed = asyncio.Event()
         self._places: set[tuple[str, str]] = set()

@@ -6,14 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import msgspec
 import structlog
 
 from mesh.bridges.matrix import link, verification
-from mesh.bridges.matrix.attachments import unseal
 from mesh.bridges.matrix.errors import (
     BadContent,
-    MatrixError,
     MatrixFull,
     MatrixLoggedOut,
     MatrixRefused,
@@ -24,23 +21,20 @@ from mesh.bridges.matrix.inbox import Inbound
 from mesh.bridges.matrix.port import ENCRYPTED, MESSAGE, REACTION, REDACTION, MatrixPort
 from mesh.bridges.matrix.reading import Heard, read
 from mesh.bridges.matrix.rooms import Membership, read_membership, read_name, read_tombstone
-from mesh.entries import find
 from mesh.errors import MeshError, StoreFailed
 from mesh.words import plain
-from nodes.chains import STOPPED
-from nodes.errors import NodeError
-from nodes.layout import counted
 from nodes.matrix import house
 from nodes.matrix.inward import Inward, Scene
 from nodes.matrix.lanes import Lanes
 from nodes.matrix.lobby import Lobby
 from nodes.matrix.outward import Outward
 from nodes.matrix.page import Pages
+from nodes.matrix.pictures import Pictures
 from nodes.matrix.settings import Matrix
+from nodes.matrix.steward import Steward
 from nodes.media import Media
 from nodes.node import Node
-from nodes.picture import MAX_BYTES
-from protocol.acts import Act, ActId
+from protocol.acts import Act
 from protocol.errors import ProtocolError
 
 FEW: Final = 8  # people in a room; among more, nobody is soon alone with an em
@@ -49,20 +43,10 @@ TRIES: Final = 20  # a quarter of an hour, while our own homeserver is there: a 
 MAX_UNSENT: Final = 4_096  # acts that wait for the bus; until it takes them, people's words wait in the inbox
 UNSENT_S: Final = 0.2  # between two looks whether it does
 AGAIN_S: Final = (1.0, 60.0)  # first and longest wait for a homeserver that does not do what a room needs
-FETCH_S: Final = 10.0  # for a picture; its room waits so long
-SLOW_S: Final = 600.0  # that a server is not asked for pictures after one took longer, nor any for that room
 VERIFICATIONS: Final = 3  # requests of a person in a minute that are answered
 ANSWERS: Final = 20  # notices to commands in a room and minute; beyond it commands are obeyed without a word
-PICTURES: Final = 60  # of a room that are fetched in PICTURES_MS: 480 MB at worst
-PICTURES_MS: Final = 600_000
 
 log = structlog.get_logger(__name__)
-
-Party = Callable[[str, str, str, str], tuple[list[ActId], dict[str, Any]] | str]
-"""What an act in a dispute refers to and says, asked for with `!mesh`: by whom, in which basin, which kind and text.
-
-A sentence where it would not count.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +74,13 @@ class Hearing:
     def __init__(self, hands: Hands) -> None:
         self._node, self._port, self._lobby = hands.node, hands.port, hands.lobby
         self._inward, self._outward = hands.inward, hands.outward
-        self._settings, self._media, self._pages, self._tell = hands.settings, hands.media, hands.pages, hands.tell
-        self._has_read = hands.has_read
-        self.party: Party = _no_party
+        self._tell, self._settings, self._has_read = hands.tell, hands.settings, hands.has_read
         self.carried: Callable[[Inbound], None] = lambda _event: None  # what is of a link through a room
         self._store, self._clock = hands.node.ground.store, hands.node.ground.clock
         self._tables = hands.lobby.tables
         self._lanes = Lanes(hands.port.inbox, self._settle)
-        self._slow: dict[str, float] = {}  # servers whose files took too long, and rooms, and until when none is asked
+        self.steward = Steward(self._node, self._inward, self._tables, hands.settings, hands.pages)
+        self._pictures = Pictures(hands.port, hands.media, self._store, self._tables, self._clock)
         self._others: dict[str, int] = {}  # how many people are in a room, as far as it matters
 
     async def consume(self, group: asyncio.TaskGroup) -> None:
@@ -171,7 +154,7 @@ class Hearing:
         media: Sequence[Mapping[str, Any]] = ()
         if heard is not None and event.kind == MESSAGE and self._inward.is_person(event, heard, scene):
             scene = await self._alone_with(event.room, scene)
-            media = await self._pictures(event.room, heard)
+            media = await self._pictures.of(event.room, heard)
         await self._say(event, lambda: self._acts(event, heard, scene, media), scene.basin)
         if event.kind == MESSAGE and (voice := self._outward.voice(event.room)):
             self._has_read(voice, event.room, event.event_id)
@@ -183,7 +166,7 @@ class Hearing:
             is_ours = em is not None and self._tables.sits(em, event.room) and now - event.at_ms < verification.FRESH_MS
             if em and is_ours and self._tables.heed(f"verify {event.sender}", now, house.MINUTE_MS, VERIFICATIONS):
                 content, name = verification.declined(event.event_id), f"decline/{event.event_id}"
-                self._port.put(self._lobby.who(em), event.room, verification.CANCEL, content, name)
+                self._port.put(self._lobby.seats.wardrobe.who(em), event.room, verification.CANCEL, content, name)
             self._port.inbox.mark(event)
         self._port.outbox.wake()
 
@@ -218,7 +201,7 @@ class Hearing:
         """Do what a person asks of the node, and answer with a notice."""
         with self._store.transaction():
             retired = self._inward.opened(event, scene) if event.late else []
-            acts, answer = (list[Act](), asked) if isinstance(asked, str) else self._obey(event, heard, asked, scene)
+            acts, answer = self.steward.obey(event, heard, asked, scene)
             waiting = [self._node.outbox.put(scene.basin, act) for act in [*(retired or []), *acts]]
             if answer and self._tables.heed(f"answers {event.room}", scene.now_ms, house.MINUTE_MS, ANSWERS):
                 with suppress(MatrixFull):  # what was asked for is done all the same
@@ -229,44 +212,6 @@ class Hearing:
         self._port.outbox.wake()
         if not isinstance(asked, str) and asked.verb in {"mute", "unmute"}:
             self._node.host()
-
-    def _obey(self, event: Inbound, heard: Heard, asked: house.Asked, scene: Scene) -> tuple[list[Act], str]:
-        """The acts of a command, and the answer to it."""
-        em, store = house.named(asked.words, scene), self._store
-        match asked.verb:
-            case "stop":
-                return [self._inward.command(event, "cancel", {"text": STOPPED}, scene)], "Stopped."
-            case "next":
-                return self._next(event, asked, em, scene)
-            case "mute" | "unmute":
-                if em is None:
-                    return [], f"Whom? Here are {', '.join(sorted(scene.ems)) or 'no ems'}."
-                span = house.minutes(asked.words) if asked.verb == "mute" else 0
-                self._tables.mute(scene.basin, em, scene.now_ms + span * house.MINUTE_MS)
-                return [], f"{em} keeps silent for {counted(span, 'minute')}." if span else f"{em} may speak."
-            case "why":
-                known = self._tables.event(heard.reply_to) if heard.reply_to else None
-                known = known if known and known.room == event.room else None
-                return [], house.reason(store, find(store, known.act) if known else None, self._pages)
-            case "budget":
-                return [], house.budget(store, self._node.runtime.chains, scene)
-            case "respond" | "remedy" | "settle" | "withdraw":
-                said = self.party(event.sender, scene.basin, asked.verb, " ".join(asked.words))
-                if isinstance(said, str):
-                    return [], said
-                act = self._inward.command(event, asked.verb, said[1], scene)
-                return [msgspec.structs.replace(act, author=self._node.config.human, refs=said[0])], "Said."
-            case "help":
-                return [], house.HELP.format(**self._settings.controls.model_dump())
-
-    def _next(self, event: Inbound, asked: house.Asked, em: str | None, scene: Scene) -> tuple[list[Act], str]:
-        """Have an em say something: the one that was named, or the one that has been silent longest."""
-        if asked.words and em is None:
-            return [], f"Whom? Here are {', '.join(sorted(scene.ems)) or 'no ems'}."
-        chosen = em or house.next_speaker(self._store, scene)
-        if chosen is None or not self._inward.has_turns(event, scene):
-            return [], "No em sits here." if chosen is None else "That is enough for this minute."
-        return [self._inward.command(event, "ask", {"text": "…", "to": [chosen]}, scene)], ""
 
     async def _member(self, event: Inbound) -> None:
         change = read_membership(event, self._port.owns)
@@ -289,44 +234,13 @@ class Hearing:
     async def _moved(self, event: Inbound) -> None:
         tombstone = read_tombstone(event)
         if tombstone and (self._tables.basin_of(event.room) or self._tables.joined(event.room)):
-            await self._lobby.moved(tombstone)
+            await self._lobby.moves.moved(tombstone)
 
     def _named(self, event: Inbound) -> None:
         if event.state_key != "":
             return  # anybody who may speak can send that as a message
         with self._store.transaction():
             self._tables.set_name(event.room, read_name(event.content))
-
-    async def _pictures(self, room: str, heard: Heard) -> Sequence[Mapping[str, Any]]:
-        """The picture of a message, fetched and looked at; what is none, or cannot be had, is left out.
-
-        A server that kept us waiting is not asked again for a while, nor is any for the same room, as names of servers
-        cost nothing: pictures must not hold up a room.
-        """
-        media, now = heard.media, asyncio.get_running_loop().time()
-        if media is None or not media.mime.startswith("image/"):
-            return ()
-        server = media.url.split("/")[2]
-        if max(self._slow.get(server, now), self._slow.get(room, now)) > now or not self._may_show(room):
-            return ()
-        try:
-            async with asyncio.timeout(FETCH_S):
-                data, mime = await self._port.download(media.url, MAX_BYTES)
-            if media.seal:
-                data, mime = await asyncio.to_thread(unseal, data, media.seal), media.mime
-            picture = await asyncio.to_thread(self._media.put, data, media.name, mime)
-        except (MatrixError, NodeError, TimeoutError) as error:
-            if isinstance(error, TimeoutError):
-                still = {one: until for one, until in self._slow.items() if until > now}
-                self._slow = still | dict.fromkeys((server, room), now + SLOW_S)
-            log.info("a picture is left out", reason=plain(str(error)) or "it took too long")
-            return ()
-        return (msgspec.to_builtins(picture),)
-
-    def _may_show(self, room: str) -> bool:
-        """Whether one more picture of a room is fetched; counts it."""
-        with self._store.transaction():
-            return self._tables.heed(f"pictures {room}", self._clock(), PICTURES_MS, PICTURES)
 
     async def _alone_with(self, room: str, scene: Scene) -> Scene:
         """The scene, with the em that a person is alone with; asked once until somebody comes or goes."""
@@ -359,7 +273,3 @@ class Hearing:
             (lambda text: bool(place.roster.named(text.lower()))) if place else (lambda _: False),
             place.echoes if place else (lambda _: False),
         )
-
-
-def _no_party(user: str, basin: str, kind: str, text: str) -> str:  # noqa: ARG001 - a Party's
-    return "This room is not that of a dispute."

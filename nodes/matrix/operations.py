@@ -62,7 +62,7 @@ def operations(bridge: Bridge, way: str, homeserver: str) -> Operations:
         return {"rooms": bridge.lobby.status()}
 
     async def space(request: Named) -> dict[str, Any]:
-        room, number = await bridge.lobby.space(request.name)
+        room, number = await bridge.lobby.space.make(request.name)
         return {"room": room, "rooms": number}
 
     async def status(_: Nothing) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class RoomWays:
     def way(self, room: str, slot: bytes, *, calls: bool) -> Way:
         """A way through a room that was entered."""
         if room not in self._rooms:
-            link = RoomLink(self._port, self._lobby.who(BOT), room)
+            link = RoomLink(self._port, self._lobby.seats.wardrobe.who(BOT), room)
             self._rooms[room] = Room(_Carrier(self._port, link, lambda problem: self._problem(room, problem)))
         return InRoom(self._rooms[room], slot, calls)
 

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 GREET_S: Final = 10.0  # for a whole visit: the persons decide between two visits, not within one
 VISIT_S: Final = 18.0  # for a visit of ours: the other node says its person's `invite` before it answers
-ROOM_VISIT_S: Final = 100.0  # the same in a room: homeservers make accounts wait five seconds before each of its packets
+ROOM_VISIT_S: Final = (
+    100.0  # the same in a room: homeservers make accounts wait five seconds before each of its packets
+)
 SEEN: Final = 16  # offers that were looked at lately, so that accepting one is a single visit
 MAX_WAITING: Final = 1_000  # invitations that nobody has used yet
 USED_UP: Final = "the invitation is unknown there, used up, or has expired; ask for a new one"

@@ -424,7 +424,7 @@ async def test_a_space_lists_the_rooms(world: Bridged, human: Human) -> None:
     """One space lists a mesh's rooms; what is joined later is listed by itself."""
     async with world.up(Scripted([])) as bridge:
         one = await tea(world, human)
-        space, number = await bridge.lobby.space("Amp")
+        space, number = await bridge.lobby.space.make("Amp")
         assert number == 1
         two = await tea(world, human)
         await human.client.join(space)

@@ -15,7 +15,7 @@ from mesh.bridges.matrix.errors import MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.port import ENCRYPTION
 from mesh.entries import recent
 from nodes.errors import ModelRefused, NodeError
-from nodes.matrix import hearing, homeserver, lanes, tables
+from nodes.matrix import hearing, homeserver, lanes, pictures, tables
 from nodes.matrix.tables import BOT, Member
 from nodes.models.answers import SAYS
 from nodes.models.scripted import Scripted
@@ -169,7 +169,7 @@ async def test_servers_that_hang_under_ever_new_names_hold_a_room_up_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One picture may keep a room waiting; those after it are left out for a while, wherever they are said to lie."""
-    monkeypatch.setattr(hearing, "FETCH_S", 0.05)
+    monkeypatch.setattr(pictures, "FETCH_S", 0.05)
     asked = list[str]()
 
     async def download(mxc: str, _limit: int) -> tuple[bytes, str]:
@@ -186,7 +186,7 @@ async def test_servers_that_hang_under_ever_new_names_hold_a_room_up_once(
 
 async def test_a_flood_of_pictures_is_read_and_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many of a room are fetched in ten minutes, and then those of other rooms still."""
-    monkeypatch.setattr(hearing, "PICTURES", 3)
+    monkeypatch.setattr(pictures, "PICTURES", 3)
     asked = list[str]()
 
     async def download(mxc: str, _limit: int) -> tuple[bytes, str]:

@@ -164,7 +164,7 @@ async def test_what_is_asked_for_in_a_disputes_room_is_said_in_the_persons_name(
     world.hears(said("$one", "!mesh settle"))
     await world.idle()
     begun = await world.here.say("tea", "what went wrong", [])
-    world.bridge.hearing.party = lambda user, _, kind, text: (
+    world.bridge.hearing.steward.party = lambda user, _, kind, text: (
         ([begun.id], {"text": f"{kind}: {text}"}) if user == OWNER else "No."
     )
     event = said("$two", "!mesh settle all   is well")

@@ -11,7 +11,7 @@ from no_homeserver import OWNER, alone, said
 from mesh.bridges.matrix.errors import MatrixRefused
 from mesh.bridges.matrix.port import ENCRYPTION
 from nodes.errors import NodeError
-from nodes.matrix import hearing, lobby
+from nodes.matrix import hearing, seats
 from nodes.matrix.doctor import check_rooms
 from nodes.matrix.tables import BOT
 from nodes.models.scripted import Scripted
@@ -45,7 +45,7 @@ async def test_an_invitation_that_does_not_count_yet_is_taken_a_moment_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusals: list[MatrixRefused]
 ) -> None:
     """Another server keeps its invitation after it sent it; ours may not know a room yet that it has just come to."""
-    monkeypatch.setattr(lobby, "EARLY_S", (0.01, 0.01))
+    monkeypatch.setattr(seats, "EARLY_S", (0.01, 0.01))
     monkeypatch.setattr(hearing, "AGAIN_S", (0.01, 0.01))
     async with alone(tmp_path, Scripted([])) as world:
         server = Moody(world, refusals)
