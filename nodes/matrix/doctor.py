@@ -129,9 +129,8 @@ async def check_tokens(login: Login) -> list[Check]:
     checks = list[Check]()
     if login.registration is not None:
         made = login.registration
-        user = f"@{made.bot}:{made.server_name}"
         found = await _whoami(login.homeserver, made.as_token)
-        checks.append(Check("token", *_appservice(found, user)))
+        checks.append(Check("token", *_appservice(found, f"@{made.sender}:{made.server_name}")))
     elif login.account is not None:
         checks.append(Check("token", *_account(await _whoami_of(login.account), login.account, "")))
     for em, session in sorted(login.own.items()):

@@ -1,7 +1,7 @@
 """Links through Matrix rooms: what the bridge hears there is handed to them, and never shown to anybody.
 
-What goes through a link is sealed from end to end. An encrypted room would add nothing but keys that may be missing,
-and those of an appservice's own user never come (Synapse gives it no sync): links keep to rooms without encryption.
+What goes through a link is sealed from end to end. An encrypted room would add nothing but keys that may be missing:
+links keep to rooms without encryption.
 """
 
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from typing import Final
 
 from mesh.bridges.matrix.errors import MatrixError, MatrixRefused
 from mesh.bridges.matrix.inbox import Inbound
-from mesh.bridges.matrix.link import RoomLink, read_frame
-from mesh.bridges.matrix.port import ENCRYPTION, MatrixPort
+from mesh.bridges.matrix.link import FRAME, frame_content, read_frame
+from mesh.bridges.matrix.port import ENCRYPTION, MatrixPort, Speaker
 from mesh.links.room import InRoom, Room
 from mesh.links.ways import Way
 from mesh.links.wire import WireBroken
@@ -26,16 +26,16 @@ SEALED: Final = "is encrypted, and links need a room that is not; what they say 
 class _Carrier:
     """Events in a room, by the node's own user. `tell` keeps what is wrong for a person; None: nothing is."""
 
-    def __init__(self, port: MatrixPort, link: RoomLink, tell: Callable[[str | None], None]) -> None:
-        self._port, self._link, self._tell = port, link, tell
+    def __init__(self, port: MatrixPort, speaker: Speaker, room: str, tell: Callable[[str | None], None]) -> None:
+        self._port, self._speaker, self._room, self._tell = port, speaker, room, tell
 
     async def send(self, data: bytes, key: str) -> None:
         """Put a packet into the outbox, and wait until the homeserver has it. Raises WireBroken."""
-        if self._port.inbox.is_encrypted(self._link.room):
+        if self._port.inbox.is_encrypted(self._room):
             self._tell(SEALED)
             raise WireBroken("the room is encrypted")
         try:
-            await self._link.send(data, PACKET + key)
+            await self._port.send(self._speaker, self._room, FRAME, frame_content(data), PACKET + key)
         except MatrixError as error:
             if isinstance(error, MatrixRefused):
                 self._tell(f"takes nothing: {plain(str(error))}")
@@ -72,8 +72,8 @@ class RoomWays:
     def way(self, room: str, slot: bytes, *, calls: bool) -> Way:
         """A way through a room that was entered."""
         if room not in self._rooms:
-            link = RoomLink(self._port, self._lobby.seats.wardrobe.who(BOT), room)
-            self._rooms[room] = Room(_Carrier(self._port, link, lambda problem: self._problem(room, problem)))
+            us = self._lobby.seats.wardrobe.who(BOT)
+            self._rooms[room] = Room(_Carrier(self._port, us, room, lambda problem: self._problem(room, problem)))
         return InRoom(self._rooms[room], slot, calls)
 
     def rooms(self) -> list[str]:

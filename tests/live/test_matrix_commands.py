@@ -101,7 +101,7 @@ async def test_a_registration_from_nothing_to_being_known(told: Any, home: Home,
         assert (state, "app_service_config_files" in line) == ("fail", True)
         await restarted(synapse, home)
         found = await examined(told, home)
-        assert found["token"] == [("ok", "the homeserver knows the node as @_mesh__bot:localhost")]
+        assert found["token"] == [("ok", "the homeserver knows the node as @_mesh__appservice:localhost")]
         assert found["push"][0][0] == "warn"
         assert "start it with: mesh up" in found["node"][0][1]
         made = login_of(home).registration

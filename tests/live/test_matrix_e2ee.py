@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
 ]
 
-ADA, BOB = Speaker("ada", "Ada"), Speaker("bob", "Bob")
+ADA, BOB, NODE = Speaker("ada", "Ada"), Speaker("bob", "Bob"), Speaker("_bot", "Amp")
 REGISTRATIONS = 20  # one a test: what one leaves unheard must not reach the next
 PASSWORD = "secret"
 ODD_WORDS: list[tuple[str, dict[str, Any]]] = [  # between devices, all but requests for verification
@@ -295,18 +295,19 @@ async def test_what_was_said_while_it_was_down_is_read_in_order_by_the_same_devi
     assert [*after[port.user_id("ada")]] == [*before[port.user_id("ada")]]
 
 
-async def test_a_device_that_comes_later_reads_what_is_said_from_then_on(place: Place) -> None:
+@pytest.mark.parametrize("speaker", [ADA, NODE], ids=["em", "node"])
+async def test_a_device_that_comes_later_reads_what_is_said_from_then_on(place: Place, speaker: Speaker) -> None:
     """A person's second device, added in the middle, reads what is said afterwards, and nothing from before."""
     async with person(place) as human, place.port() as port:
-        room = await together(port, human, ADA)
+        room = await together(port, human, speaker)
         await human.say(room, "hello")
         await heard(port, "hello")
-        await port.send(ADA, room, MESSAGE, message("early"), "early")
+        await port.send(speaker, room, MESSAGE, message("early"), "early")
         async with person(place, await second_device(place, human)) as other:
             number = 0
             while "late" not in (seen := await other.heard(room)):  # until the news of the device has come to us
                 number += 1
-                await port.send(ADA, room, MESSAGE, message("late"), f"late {number}")
+                await port.send(speaker, room, MESSAGE, message("late"), f"late {number}")
             assert seen[0] == "?"
             assert "?" not in await human.heard(room)
 

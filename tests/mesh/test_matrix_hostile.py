@@ -21,21 +21,19 @@ from mesh.bridges.matrix import strangers as strangers_module
 from mesh.bridges.matrix.account import Account, Session, check_token
 from mesh.bridges.matrix.api import Access, Api
 from mesh.bridges.matrix.appservice import AppService
-from mesh.bridges.matrix.content import message, prefixed, reaction, size
+from mesh.bridges.matrix.content import message, prefixed, reaction
 from mesh.bridges.matrix.crosssigning import canonical
-from mesh.bridges.matrix.crypto import ASKING, CATCH_UPS, MAX_CLEAR, shorter
+from mesh.bridges.matrix.crypto import ASKING, CATCH_UPS
 from mesh.bridges.matrix.device import Device
 from mesh.bridges.matrix.engine import MEGOLM, Engine
-from mesh.bridges.matrix.errors import BadContent, MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.errors import MatrixRefused, MatrixUnavailable
 from mesh.bridges.matrix.inbox import MAX_DEPTH, SEALED, parse_event
-from mesh.bridges.matrix.link import FRAME, MAX_SEALED, RoomLink, frame_content
 from mesh.bridges.matrix.port import REACTION, Speaker
 from mesh.bridges.matrix.push import PushDoor
 from mesh.bridges.matrix.registration import new_registration
 from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.bridges.matrix.sealed import Sealed
 from mesh.bridges.matrix.vault import Vault
-from mesh.links.room import PIECE
 from mesh.store import Store
 
 NOW = 1_800_000_000_000
@@ -384,38 +382,6 @@ async def test_a_room_of_very_many_devices_is_not_spoken_in_and_any_other_little
         with pytest.raises(MatrixRefused, match="15 devices"):
             await ours.seal(ROOM, people | {"@e:evil"}, "m.room.message", {"msgtype": "m.text", "body": "hello"})
         ours.close()
-
-
-def test_a_links_packets_fit_an_event_sealed_or_not(victim: Victim) -> None:
-    """The longest that two nodes exchange goes into an encrypted room whole, and no longer than an event may be."""
-    longest = bytes(PIECE + 80)
-    assert len(longest) <= MAX_SEALED
-    content = frame_content(bytes(MAX_SEALED))
-    assert shorter(content, MAX_CLEAR) == content
-    assert size(content) <= MAX_CLEAR
-    assert list(victim.engine.share(ROOM, [])) == []
-    assert size(victim.engine.seal(ROOM, FRAME, content)) < 62_000
-
-
-async def test_no_frame_of_an_encrypted_room_is_stored_in_clear(store: Store) -> None:
-    """A long one, which elsewhere lies in a file beside its event, is refused before anything is sent."""
-    uploads = list[str]()
-
-    async def handler(request: web.Request) -> web.Response:
-        uploads.append(request.path)
-        return web.json_response({"content_uri": "mxc://x/abc", "event_id": "$1"})
-
-    async with answering(handler) as url:
-        account = Account(Session(url, "@us:x", "D", "t"), store, lambda: NOW)
-        account.inbox.note_encrypted([ROOM])
-        link = RoomLink(account, Speaker("_bot", "us"), ROOM)
-        with pytest.raises(BadContent, match="encrypted room"):
-            await link.send(bytes(60_000), "k")
-        with pytest.raises(BadContent, match="does not fit"), store.transaction():
-            link.put(bytes(MAX_SEALED + 1), "k")
-        await account._api.close()
-    assert uploads == []
-    assert account.outbox.waiting() == 0
 
 
 GOES = {"👍🏽": True, "1️⃣": True, "🏴󠁧󠁢󠁥󠁮󠁧󠁿": True, "meet at nine": False, "明天见": False}

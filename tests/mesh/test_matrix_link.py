@@ -2,24 +2,17 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.bridges.matrix.content import size
 from mesh.bridges.matrix.errors import BadContent
-from mesh.bridges.matrix.link import (
-    FRAME,
-    MAX_INSIDE,
-    Stored,
-    digest,
-    frame_content,
-    read_frame,
-    read_stored,
-    stored_content,
-)
+from mesh.bridges.matrix.link import FRAME, MAX_INSIDE, frame_content, read_frame
 from mesh.bridges.matrix.payload import encode
-from protocol.frame import MAX_FRAME
+from mesh.links.room import FRESH_BYTES, PIECE, TAG_BYTES, Packet
+from mesh.links.ways import SLOT_BYTES
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text("AQg_-=+/ \n\ud800"),
@@ -40,16 +33,6 @@ def test_any_bytes_come_out_as_they_went_in(data: bytes) -> None:
 def test_any_content_is_a_frame_or_none(kind: str, content: dict[str, Any]) -> None:
     data = read_frame(kind, content)
     assert data is None or frame_content(data)["bytes"] == content["bytes"]
-    assert read_stored(kind, content) is None
-
-
-@given(st.dictionaries(st.sampled_from(["url", "size", "digest"]), json_values, max_size=2))
-def test_where_a_long_frame_lies_is_said_wholly_or_not_at_all(changes: dict[str, Any]) -> None:
-    stored = Stored("mxc://x/y", 100_000, digest(b"frame"))
-    content = stored_content(stored)
-    assert read_stored(FRAME, content) == stored
-    found = read_stored(FRAME, {"file": content["file"] | changes})
-    assert found is None or (found.digest == stored.digest and MAX_INSIDE < found.size <= MAX_FRAME)
 
 
 @given(st.text("AQgw_-", min_size=1, max_size=9))
@@ -66,3 +49,8 @@ def test_the_longest_frame_leaves_room_in_an_event() -> None:
     for wrong in (b"", b"\xff" * (MAX_INSIDE + 1)):
         with pytest.raises(BadContent, match="does not fit an event"):
             frame_content(wrong)
+
+
+def test_a_piece_in_its_packet_fits_an_event() -> None:
+    packet = Packet(bytes(SLOT_BYTES), True, bytes(FRESH_BYTES), 2**53 - 1, bytes(PIECE), bytes(TAG_BYTES))
+    assert len(msgspec.msgpack.encode(packet)) <= MAX_INSIDE

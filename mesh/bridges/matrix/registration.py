@@ -33,7 +33,7 @@ class Registration:
             "url": self.url,
             "as_token": self.as_token,
             "hs_token": self.hs_token,
-            "sender_localpart": self.bot,
+            "sender_localpart": self.sender,
             "rate_limited": False,
             "receive_ephemeral": False,
             "namespaces": {
@@ -49,8 +49,16 @@ class Registration:
 
     @property
     def bot(self) -> str:
-        """The local part of the appservice's own user, as the speaker `_bot` has it: an em may well be called `bot`."""
+        """The local part of the node's own user, as the speaker `_bot` has it: an em may well be called `bot`."""
         return f"{self.prefix}_bot"
+
+    @property
+    def sender(self) -> str:
+        """The local part of the user that the token alone stands for. It does nothing: Synapse gives it no keys.
+
+        Its `/sync` is an error (seen in Synapse 1.163), so it could not read encrypted rooms, nor be read there.
+        """
+        return f"{self.prefix}_appservice"
 
     def owns(self, user_id: str) -> bool:
         """Whether a user is one of ours."""
