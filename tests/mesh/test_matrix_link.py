@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +10,6 @@ from mesh.bridges.matrix.content import size
 from mesh.bridges.matrix.errors import BadContent
 from mesh.bridges.matrix.link import FRAME, MAX_INSIDE, frame_content, read_frame
 from mesh.bridges.matrix.payload import encode
-from mesh.links.room import FRESH_BYTES, PIECE, TAG_BYTES, Packet
-from mesh.links.ways import SLOT_BYTES
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text("AQg_-=+/ \n\ud800"),
@@ -49,8 +46,3 @@ def test_the_longest_frame_leaves_room_in_an_event() -> None:
     for wrong in (b"", b"\xff" * (MAX_INSIDE + 1)):
         with pytest.raises(BadContent, match="does not fit an event"):
             frame_content(wrong)
-
-
-def test_a_piece_in_its_packet_fits_an_event() -> None:
-    packet = Packet(bytes(SLOT_BYTES), True, bytes(FRESH_BYTES), 2**53 - 1, bytes(PIECE), bytes(TAG_BYTES))
-    assert len(msgspec.msgpack.encode(packet)) <= MAX_INSIDE
