@@ -1,1 +1,1 @@
-"""How it travels: the bus, the embedded server, the ledger."""
+"""How it travels: the bus, the embedded server, the ledger, links to other nodes, bridges."""

@@ -40,8 +40,14 @@ class Chain:
     sharers: int = 0  # other meshes that may speak in its basin
 
     def widen(self, limit: Budget, begun: Budget) -> None:
-        """Somebody else has used the root's id for a root of its own: nobody's copy ends what the other began."""
-        self.limit, self.begun = _widest(self.limit, limit), _widest(self.begun, begun)
+        """Somebody else has used the root's id for a root of its own: nobody's copy ends what the other began.
+
+        Acts do not tell which of the two they come from: what each began with beyond its limit is taken for the lesser.
+        """
+        hops = min(self.begun.hops - self.limit.hops, begun.hops - limit.hops)
+        tokens = min(self.begun.tokens - self.limit.tokens, begun.tokens - limit.tokens)
+        self.limit = wide = _widest(self.limit, limit)
+        self.begun = Budget(wide.hops + hops, wide.acts, wide.tokens + tokens, wide.until_ms)
 
     @property
     def acts_left(self) -> int:
@@ -131,10 +137,10 @@ class Chains:
         Whoever began the chain; for an answer to a root itself, whoever said it.
         """
         chain = self._chains.get(entry.act.root)
-        if chain is None or chain.mesh == self._mesh:
+        if chain is None:
             return None
         payer = entry.mesh if entry.act.is_root else chain.mesh
-        return payer, payer in chain.charged
+        return None if payer == self._mesh else (payer, payer in chain.charged)
 
     def charged(self, act: Act, mesh: MeshId) -> None:
         """The chain of this act has been counted among those that a mesh began."""

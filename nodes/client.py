@@ -1,6 +1,6 @@
 """For scripts and terminals: speak and listen through a running node.
 
-async with connect() as mesh:            # nodes.commands.connection
+async with connect() as mesh:            # nodes.commands.assembly
     async with mesh.listening("yappings") as inbox:
         await mesh.say("yappings", "hello, aporia")
         async for heard in inbox:

@@ -3,7 +3,7 @@
 mesh.yaml   the person's settings
 ems/        a folder an em
 keys/       secrets, 0600: mesh.seed, node.seed, client.seed, system.seed; and what they signed
-data/       nats/ (the stream), node.db, media/ (pictures), node.json (where the running node is reached)
+data/       nats/ (the stream), node.db, media/ (pictures), matrix/ (keys of rooms), node.json (where the node is)
 """
 
 import contextlib

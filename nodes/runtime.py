@@ -249,6 +249,7 @@ class Runtime:
 
     async def _take(self, turn: Taken) -> None:
         """One turn, to its end. Whatever goes wrong with it stays with it; a failing store ends the node."""
+        self._scopes[turn.em] = (turn, asyncio.timeout(None))  # that of the turn before cannot be ended any more
         store = self._parts.store
         em, entry = self.ems.get(turn.em), at(store, turn.place) if turn.place else find(store, turn.act)
         if em is None or entry is None:
@@ -315,7 +316,7 @@ class Runtime:
             if number and self.chains.reserve(answered, 0, now):
                 break
             left = self.chains.settle(answered, 0, 0) if number else budget
-            identity = reply_id(self._parts.reply_key, em.name, entry.mesh, answered, number)
+            identity = reply_id(self._parts.reply_key, em.name, entry.mesh, answered, number) if number else turn.id
             act = Act(ActId(identity), one.kind, em.name, [answered.id], answered.root, left, now, one.body)
             self.chains.promise(act)
             placed.append((one.basin or turn.basin, act))

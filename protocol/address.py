@@ -1,6 +1,6 @@
-"""Names, addresses and subjects.
+"""Names and subjects.
 
-A name is what a person types: `aporia`, `yappings`. An address is `name@mesh`. On the wire a mesh is its key.
+A name is what a person types: `aporia`, `yappings`. On the wire a mesh is its key.
 Subjects are `b.<basin>.<mesh>.<node>` for durable acts and `e.<basin>.<mesh>.<node>` for ephemeral ones: one wildcard
 is one basin, one permission is one origin.
 """
@@ -17,16 +17,6 @@ MAX_AUTHOR: Final = 255  # characters of an author; a Matrix user id has at most
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _AUTHOR = re.compile(r"[^\s\x00-\x20\x7f<>@][^\s\x00-\x20\x7f<>]{0,254}|@[^\s\x00-\x20\x7f<>]{1,254}")
-
-
-class Address(NamedTuple):
-    """Who speaks: an author within a mesh. `mesh` is a petname or a mesh id."""
-
-    author: str
-    mesh: str
-
-    def __str__(self) -> str:
-        return f"{self.author}@{self.mesh}"
 
 
 class Subject(NamedTuple):
@@ -62,14 +52,6 @@ def check_author(author: str) -> str:
             f"{author[:80]!r} is not an author: no spaces, control characters, < or >, at most {MAX_AUTHOR}"
         )
     return author
-
-
-def parse_address(text: str) -> Address:
-    """Read `author@mesh` (the last @ divides). Raises BadAddress."""
-    author, at, mesh = text.rpartition("@")
-    if not at:
-        raise BadAddress(f"{text[:80]!r} is not an address: write name@mesh")
-    return Address(check_author(author), mesh if mesh.startswith("A") else check_name(mesh))
 
 
 @lru_cache(maxsize=4096)

@@ -114,8 +114,3 @@ def _node_id(raw: bytes) -> NodeId:
 def frame_id(data: bytes) -> FrameId:
     """The name of a frame: BLAKE2b-256 of all its bytes."""
     return FrameId("b2:" + hashlib.blake2b(data, digest_size=32).hexdigest())
-
-
-def weight(act: Act) -> int:
-    """The bytes of an act on the wire, for deciding what still fits into a frame."""
-    return len(_encoder.encode(act))

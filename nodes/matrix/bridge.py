@@ -250,9 +250,8 @@ class Bridge:
                     log.info("a room cannot be looked through", reason=plain(str(error)))
                 except (MatrixUnavailable, MatrixFull, MatrixLoggedOut) as error:
                     log.info("a room cannot be looked through now", reason=plain(str(error)))
-                    self.port.missed.set()
+                    self.port.missed.set()  # for one more round: the other rooms have theirs first
                     await asyncio.sleep(AGAIN_S[0])
-                    break
                 else:
                     if found:
                         log.info("a room said what nobody had brought us yet; it is heard now", events=found)

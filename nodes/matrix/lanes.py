@@ -40,6 +40,7 @@ class Lanes:
                 group.create_task(self._lane(event.room), name=f"room {event.room}")
             elif len(lane) >= MAX_LANE or event.room in self._behind:
                 self._behind.add(event.room)
+                await asyncio.sleep(0)  # there may be thousands: others have their turn
                 continue
             else:
                 lane.append(event)

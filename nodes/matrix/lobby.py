@@ -175,6 +175,8 @@ class Lobby:
 
     async def invited(self, event: Inbound, em: str) -> None:
         """An invitation came for one of ours: take it from those who may give it, decline it otherwise."""
+        if await self._is_expected(em, event.room):
+            return
         old = self.tables.moved_from(event.room)
         if old is not None and await self.moves.follow(old, event.room, em):
             return
@@ -199,6 +201,17 @@ class Lobby:
         await self.seats.wardrobe.dress([em])
         for problem in await self.seats.enter(event.room, [one for one in here if not self.seats.shares(one)]):
             log.warning("an em cannot sit in a room", problem=problem)
+
+    async def _is_expected(self, em: str, room: str) -> bool:
+        """Whether an em sits in a room already, or was to follow the others there: then it is let in now."""
+        seat = next((one for one in self.tables.members(room) if one.em == em and one.state == "joined"), None)
+        if seat is None or (seat.user and await self.has_left(em, room)):
+            return False
+        if not seat.user:
+            await self.seats.come(em, room)
+            with self._store.transaction():
+                self.seats.sit(room, em)
+        return True
 
     async def has_left(self, em: str, room: str) -> bool:
         """Whether an em that sat in a room is gone: what tells so may be old news. Raises MatrixUnavailable."""

@@ -71,12 +71,14 @@ class Outward:
         for room in {room for room, _, _ in self.tables.drafts(act.id)}.difference(rooms):
             put |= self._drop_draft(room, act.id)  # since it was begun, another room of the basin became encrypted
         full: MatrixFull | None = None
-        for room in rooms:
+        for room in self._shown_in(act.refs[0]) if act.kind == "redact" else rooms:
             if room in came_from or (act.kind == "redact" and self._came_from(act, room)):
                 continue
-            voice = self._voice_of(speaker, room)
             try:
-                if voice is not None:
+                if act.kind == "redact":
+                    reason = act.text if room in rooms else ""  # said where that room hears nothing
+                    put |= self._take_back(room, act.refs[0], reason, key(act.id, GONE, room))
+                elif (voice := self._voice_of(speaker, act, room)) is not None:
                     put |= self._show_in(room, entry, voice, relayed=voice != speaker)
                 else:
                     self.tables.end_draft(act.id, room)  # it was put out while it wrote
@@ -122,11 +124,21 @@ class Outward:
         joined = self.tables.joined(room)
         return BOT if BOT in joined else joined[0] if joined else None
 
-    def _voice_of(self, speaker: str | None, room: str) -> str | None:
-        """Who says in a room what somebody has said, an em of ours or not; nobody for an em that was put out there."""
-        if speaker is None or not self.tables.knows(speaker, room):
-            return self.voice(room)
-        return speaker if self.tables.sits(speaker, room) else None
+    def _voice_of(self, speaker: str | None, act: Act, room: str) -> str | None:
+        """Who says in a room what somebody has said, an em of ours or not; nobody for an em that was put out there.
+
+        Whoever said there what is edited says the edit as well: no homeserver takes it from anybody else.
+        """
+        if speaker is not None and self.tables.knows(speaker, room) and not self.tables.sits(speaker, room):
+            return None
+        said = self._event(act.refs[0], room) if act.kind == "edit" and act.refs else None
+        if said and said.speaker and self.tables.sits(said.speaker, room):
+            return said.speaker
+        return speaker if speaker is not None and self.tables.sits(speaker, room) else self.voice(room)
+
+    def _shown_in(self, act: bytes) -> set[str]:
+        """The rooms where an act was shown, or will be."""
+        return {one.room for one in (*self.tables.events(act), *self.port.outbox.pending(f"{act.hex()}/"))}
 
     def draft(self, room: str, em: str, act: Act, text: str, edits: int) -> None:
         """Put the words so far of an act: its first event, or an edit of it. Within a transaction."""
@@ -162,8 +174,6 @@ class Outward:
         speaker = self.who(voice)
         if name and not self.port.caps.separate_identities:
             speaker = Speaker(voice, name)  # the port puts the name before the words
-        if act.kind == "redact":
-            return self._take_back(room, act.refs[0], act.text, key(act.id, GONE, room))
         if act.kind in {"edit", "react"}:
             target = self._event(act.refs[0], room) if act.refs else None
             if target is None:
@@ -185,14 +195,18 @@ class Outward:
         return self.port.put(speaker, room, MESSAGE, content, key(act.id, FIRST, room))
 
     def _take_back(self, room: str, act: bytes, reason: str, name: str) -> bool:
-        """Take back every event that an act and its edits are in one room, or would have been."""
+        """Take back every event that an act and its edits are in one room, or would have been.
+
+        For one who sits there no more the node's own user does, if it may.
+        """
         on_the_way = [one for one in self.port.outbox.cancel_prefix(f"{act.hex()}/") if one.room == room]
         gone = [(known.speaker, known.event_id) for known in self.tables.events(act, room) if known.speaker]
         gone += [(one.speaker, later(one.speaker, one.key)) for one in on_the_way]
         put = False
         for speaker, event_id in gone:
             content = redaction(event_id, reason)
-            put |= self.port.put(self.who(speaker), room, REDACTION, content, f"{name}/{event_id}")
+            voice = speaker if self.tables.sits(speaker, room) else self.voice(room) or speaker
+            put |= self.port.put(self.who(voice), room, REDACTION, content, f"{name}/{event_id}")
         return put
 
     def _came_from(self, act: Act, room: str) -> bool:
@@ -200,7 +214,7 @@ class Outward:
         return any(not known.speaker for known in self.tables.events(act.refs[0], room)) if act.refs else False
 
     def _name(self, entry: Entry) -> str:
-        """How somebody is called who speaks through the node's user: never as one of our ems."""
+        """How somebody is called who speaks through the node's user; nobody of another mesh as one of our ems."""
         own = entry.mesh == self.mesh
         return entry.act.author if own else f"{entry.act.author}~{fingerprint(entry.mesh)}"
 

@@ -6,12 +6,12 @@ import html
 from dataclasses import dataclass, field
 from typing import Final
 
+from mesh.bridges.matrix.push import PAGES
 from mesh.store import Store
 from nodes.explain import as_text, why
 from protocol.acts import ID_BYTES
 
 SEAL_BYTES: Final = 16  # of a link: nobody guesses it
-PATH: Final = "/why/"
 _PAGE: Final = """\
 <!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -34,7 +34,7 @@ class Pages:
 
     def link(self, act: bytes) -> str:
         """The address of an act's page. It shows the em's text and the room's to anybody who has it."""
-        return f"{self.base.rstrip('/')}{PATH}{act.hex()}/{self._seal(act)}"
+        return f"{self.base.rstrip('/')}{PAGES}{act.hex()}/{self._seal(act)}"
 
     def page(self, act: str, seal: str) -> str | None:
         """The page behind the two last parts of a link; None when it is none of ours."""

@@ -66,10 +66,11 @@ class Seats:
         try:
             await self._port.join(em, room)
         except MatrixRefused:
-            inside = self._tables.joined(room)
+            inside = [one for one in self._tables.members(room) if one.state == "joined" and one.em != em]
             if not inside:
                 raise
-            await self._port.invite(inside[0], room, self._port.user_id(em))
+            host = min(inside, key=lambda one: (not one.user, one.em))  # who has no user there is still to follow
+            await self._port.invite(host.em, room, self._port.user_id(em))
             await self._port.join(em, room)
 
     async def come(self, em: str, room: str) -> None:

@@ -29,7 +29,7 @@ class Space:
         space = self._tables.space()
         if space is None:
             invite = [self._owner] if self._owner else []
-            space = await self._port.create_room(BOT, name or self._node.config.name, invite=invite, space=True)
+            space = await self._port.create_space(BOT, name or self._node.config.name, invite)
             with self._node.ground.store.transaction():
                 self._tables.set_space(space)
         rooms = self._tables.rooms()

@@ -1,6 +1,7 @@
 """What people ask of the node in a room, done: each command gives acts, an answer, or both."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -43,7 +44,7 @@ class Steward:
             case "next":
                 return self._next(event, asked, em, scene)
             case "mute" | "unmute":
-                return [], self._mute(asked, em, scene)
+                return [], self._mute(asked, house.named(asked.words, self._heard_in(scene)), scene)
             case "why":
                 known = self._tables.event(heard.reply_to) if heard.reply_to else None
                 known = known if known and known.room == event.room else None
@@ -58,6 +59,13 @@ class Steward:
                 return [msgspec.structs.replace(act, author=self._node.config.human, refs=said[0])], "Said."
             case "help":
                 return [], house.HELP.format(**self._settings.controls.model_dump())
+
+    def _heard_in(self, scene: Scene) -> Scene:
+        """A scene with those as well whose words are told there, though they do not sit there, or would be unmuted."""
+        room = self._node.runtime.rooms.get(scene.basin)
+        told = room.roster.ems.keys() if room else set[str]()
+        muted = {em for em, basin in self._tables.mutes(scene.now_ms) if basin == scene.basin}
+        return replace(scene, ems=scene.ems | told | muted)
 
     def _mute(self, asked: house.Asked, em: str | None, scene: Scene) -> str:
         """Have an em keep silent, or speak again."""

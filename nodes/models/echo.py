@@ -50,6 +50,7 @@ COPY_FLUENCY = 0.6  # for own lines as they stand
 SPLICE_FLUENCY = 0.4  # for the head of one own line with the tail of another: no better than its seam
 DRAWN_FLUENCY = 0.2  # for drawn lines at best; words of byte models are right more often than their sentences are
 FLUENT_BITS, ODD_BITS = 1.4, 3.0  # bits per byte: at or below the first is wholly fluent, above the second not at all
+NOVELTY = 0.15  # for new lines, beside own lines as they stand
 STRANGE_WORD = 0.6  # taken off for each word that neither the em nor the background has
 FOREIGN = 0.5  # taken off for lines of the background
 ALIKE = 0.5  # taken off for resembling what was just said, below the limits that forbid it
@@ -99,12 +100,11 @@ class _Room:
 class Echo:
     """A model made of the text of whoever speaks. Implements nodes.models.base.Model.
 
-    `novelty` (0 to 1) is how much new lines are preferred to own lines as they stand. `prior` replaces the background
+    `prior` replaces the background
     text that comes with the package.
     """
 
-    def __init__(self, *, novelty: float = 0.15, prior: Voice | None = None) -> None:
-        self._novelty = novelty
+    def __init__(self, *, prior: Voice | None = None) -> None:
         self._prior_voice = prior
         self._prior: Fitted | None = None
         self._fitted: OrderedDict[tuple[str, frozenset[str]], Fitted] = OrderedDict()
@@ -152,7 +152,7 @@ class Echo:
         """The whole reply and how many tokens of the room were read. Pure but for the caches."""
         own, prior = self._fit(request.voice), self._background()
         room = _Room(request.recent, request.voice)
-        return _Attempt(own, prior, room, request).reply(self._novelty), room.prompt_tokens
+        return _Attempt(own, prior, room, request).reply(), room.prompt_tokens
 
 
 class _Attempt:
@@ -166,7 +166,7 @@ class _Attempt:
         self._rng = np.random.default_rng([seed, zlib.crc32(room.query.encode("utf-8", "replace"))])
         self._asked = Counter(words(room.query))
 
-    def reply(self, novelty: float) -> str:
+    def reply(self) -> str:
         """The best of what the room has not just heard; an empty text if there is nothing else to say."""
         found = self._retrieved(self._own, 0.0)
         if len(self._own.lines) < FEW_LINES:
@@ -181,7 +181,7 @@ class _Attempt:
         best, best_score = "", -np.inf
         for (one, alike), surprise, luck in zip(fresh, bits, noise, strict=True):
             fluency = self._fluency(one.text, surprise) if one.fluency is None else one.fluency
-            score = one.relevance + fluency + novelty * (not one.copy) - ALIKE * alike + luck
+            score = one.relevance + fluency + NOVELTY * (not one.copy) - ALIKE * alike + luck
             if score > best_score:
                 best, best_score = one.text, score
         return best

@@ -42,7 +42,7 @@ class _Flows(NamedTuple):
 
 
 class PeerGates:
-    """The gates of mesh.links, and the quotas of nodes.runtime, over all peers of a node."""
+    """The gates of mesh.links, and the quotas of nodes.purse, over all peers of a node."""
 
     def __init__(self, me: MeshId, store: Store, clock: Clock, days: int, changed: Callable[[MeshId], None]) -> None:
         """What was said more than so many `days` ago is not sent any more.

@@ -170,39 +170,34 @@ async def test_who_is_there_and_where_we_are(port: Port, human: Human) -> None:
         await port.members("ada", room)
 
 
-async def test_makes_rooms_and_lists_them_in_a_space(port: Port, human: Human) -> None:
+async def test_makes_a_space_and_lists_rooms_in_it(port: Port, human: Human) -> None:
     """One space shows a mesh's rooms to whoever looks, in order; what is listed no more is gone."""
-    local = f"{port.user_id('ada')[1:].split('_ada')[0].split(':')[0]}_tea{os.urandom(3).hex()}"
-    tea = await port.create_room("ada", "Tea", public=True, alias=local, topic="All leaves", invite=[human.id])
-    cake = await port.create_room("ada", "Cake", public=True)
-    space = await port.create_room("ada", "My mesh", public=True, space=True)
+    tea, cake = [await human.room(name=name) for name in ("Tea", "Cake")]
+    space = await port.create_space("ada", "My mesh", [human.id])
+    await human.client.join(space)
     await port.space_child("ada", space, tea, order="b")
     await port.space_child("ada", space, cake, order="a")
     listed = await request(human, "GET", f"../v1/rooms/{space}/hierarchy")
     assert [one["name"] for one in listed["rooms"]] == ["My mesh", "Cake", "Tea"]
     assert listed["rooms"][0]["room_type"] == "m.space"
-    assert listed["rooms"][2]["topic"] == "All leaves"
     await port.space_child("ada", space, cake, listed=False)
     listed = await request(human, "GET", f"../v1/rooms/{space}/hierarchy")
     assert [one["name"] for one in listed["rooms"]] == ["My mesh", "Tea"]
-    alias = f"#{local}:localhost"
-    assert await port.resolve(alias) == tea
+    with pytest.raises(aiohttp.ClientResponseError, match="403"):
+        await request(human, "PUT", f"rooms/{space}/state/m.space.child/{cake}", {"via": ["localhost"]})
+
+
+async def test_an_address_leads_to_its_room(port: Port, human: Human) -> None:
+    local = f"tea{os.urandom(3).hex()}"
+    room = await human.room(alias=local)
+    assert await port.resolve(f"#{local}:localhost") == room
     assert await port.resolve("#nowhere:localhost") is None
-    main = await port.state("ada", tea, "m.room.canonical_alias")
-    assert (main or {}).get("alias") == alias
-    with pytest.raises(MatrixRefused, match="M_ROOM_IN_USE"):
-        await port.create_room("ada", "Tea again", alias=local)
-    assert (await human.client.join(tea)).room_id == tea
-    assert await port.send(ADA, tea, MESSAGE, message("welcome"), "k")
 
 
-async def test_makes_an_encrypted_room_and_never_speaks_in_clear_there(port: Port, human: Human) -> None:
-    room = await port.create_room("ada", "Secret", encrypted=True, invite=[human.id])
-    found = await port.state("ada", room, ENCRYPTION)
-    assert found
-    assert found["algorithm"] == "m.megolm.v1.aes-sha2"
+async def test_never_speaks_in_clear_in_an_encrypted_room(port: Port, human: Human) -> None:
+    room = await together(port, human)
+    await human.client.room_put_state(room, ENCRYPTION, {"algorithm": "m.megolm.v1.aes-sha2"})
     sent = await port.send(ADA, room, MESSAGE, message("not in clear"), "k")
-    await human.client.join(room)
     assert await human.events(room) == []
     assert [event["event_id"] for event in await human.events(room, ENCRYPTED)] == [sent]
 

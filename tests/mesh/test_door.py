@@ -14,6 +14,7 @@ from aiohttp import web
 from authority import Authority
 from sides import NOW, Side, sides, until_heard
 from strangers import NONSENSE, say
+from structlog.testing import capture_logs
 
 from mesh import door
 from mesh.errors import MeshError
@@ -242,6 +243,21 @@ async def working(side: Side, admit: Callable[[Proved], str | None], **ways: Any
             yield made
         finally:
             task.cancel()
+
+
+async def test_a_slip_of_ours_in_serving_a_link_is_told_of() -> None:
+    """Nobody reads what the HTTP server tells, as strangers' words would be in it."""
+
+    async def slip(_wire: SocketWire) -> None:
+        raise KeyError("nobody thought of that")
+
+    with capture_logs() as logs:
+        async with listening("127.0.0.1", 0, Desk(taken=slip)) as port:
+            wire = await dial(f"ws://127.0.0.1:{port}")
+            with pytest.raises(WireBroken):
+                await wire.receive()
+            await wire.close()
+    assert [one["log_level"] for one in logs] == ["error"]
 
 
 async def test_a_slip_of_ours_with_a_link_or_a_stranger_does_not_end_the_node(

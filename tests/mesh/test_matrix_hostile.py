@@ -13,6 +13,7 @@ import vodozemac
 from aiohttp import web
 from homeserver import free_port
 from strangers import NONSENSE, say
+from structlog.testing import capture_logs
 
 from mesh import door as links_door
 from mesh.bridges.matrix import device as device_module
@@ -183,6 +184,18 @@ async def test_what_strangers_send_to_the_door_writes_nothing_on_the_terminal(
             assert (await say(port, data)).startswith((b"HTTP/1.0 400 ", b"HTTP/1.1 404 "))
     assert caplog.records == []
     assert "".join(capfd.readouterr()) == ""
+
+
+async def test_a_page_that_cannot_be_made_is_told_of() -> None:
+    """Nobody reads what the HTTP server tells, as strangers' words would be in it; a slip of ours is another thing."""
+
+    def slip(_act: str, _seal: str) -> str:
+        raise KeyError("nobody thought of that")
+
+    with capture_logs() as logs:
+        async with listening(slip) as port:
+            assert (await say(port, b"GET /why/a/b HTTP/1.1\r\nHost: x\r\n\r\n")).startswith(b"HTTP/1.1 500 ")
+    assert [one["log_level"] for one in logs] == ["error"]
 
 
 async def test_strangers_cannot_hold_the_door(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,28 @@ async def test_a_key_opens_what_waited_for_it_before_what_is_new(account: Accoun
     assert await hear(account, sync("s4", sealed(1), sealed(2))) == []
 
 
+async def test_a_key_that_comes_while_another_is_asked_for_opens_what_came_with_it(account: Account) -> None:
+    """Two events of one sync have no key yet; while the one's is asked for, a poll brings the other's."""
+    crypto = account.crypto
+
+    class Asking(Keys):
+        def open(self, event: Inbound) -> tuple[str, dict[str, Any], int] | None:
+            return super().open(event) if event.content["session_id"] == KEY else None
+
+        async def ask(self, event: Inbound) -> None:
+            if event.event_id != "$1":
+                return
+            self.has_key = True
+            crypto.fleet._tidings.came(self, [(ROOM, KEY)])  # type: ignore[arg-type]
+
+    crypto.fleet._devices[ME] = Asking()  # type: ignore[assignment]
+    crypto._seats[ROOM] = [ME]
+    other = event(1, SEALED, {"session_id": "other", "ciphertext": "…"})
+    found = await hear(account, sync("s1"), sync("s2", other, sealed(2)))
+    assert ("$2", "m.room.message", True) in found
+    assert ("$1", SEALED, False) in found
+
+
 @pytest.mark.parametrize("is_read", [True, False])
 async def test_what_is_taken_back_with_the_key_in_the_same_sync_stays_closed(account: Account, is_read: bool) -> None:
     """The key is on the wire before the redaction; the words never come all the same, nor when served again."""

@@ -131,3 +131,35 @@ def test_nobody_widens_a_chain_of_ours() -> None:
     chains.settle(start, COST, COST)
     chains.promise(start)
     assert chains.reserve(start, 0, NOW) == "no acts left"
+
+
+def test_an_answer_to_another_meshs_copy_of_our_root_is_paid_for_by_that_mesh() -> None:
+    """Whoever hears our root can use its id for one of their own: that gives them no answers at our cost."""
+    other = MeshId(Signer(b"x" * 32, KeyKind.MESH).public)
+    chains, start = Chains(MESH_ID, lambda _basin, _now: BUDGET), root("ours", 1)
+    copy = entry(root("theirs", 1))._replace(mesh=other)
+    chains.hear(entry(start))
+    chains.hear(copy)
+    assert chains.charge(entry(start)) is None
+    assert chains.charge(copy) == (other, False)
+
+
+def test_nobody_pays_for_our_own_root_under_an_id_that_somebody_used_before() -> None:
+    other = MeshId(Signer(b"x" * 32, KeyKind.MESH).public)
+    chains, start = Chains(MESH_ID, lambda _basin, _now: BUDGET), root("ours", 1)
+    chains.hear(entry(root("theirs", 1))._replace(mesh=other))
+    chains.hear(entry(start))
+    assert chains.charge(entry(start)) is None
+
+
+def test_a_copy_of_a_root_with_more_to_spend_does_not_end_the_chain() -> None:
+    """What is counted against a chain is counted from what it began with, and not from what a copy says."""
+    hers, his = (MeshId(Signer(key * 32, KeyKind.MESH).public) for key in (b"t", b"x"))
+    chains = Chains(MESH_ID, lambda _basin, _now: BUDGET)
+    begun = Budget(BUDGET.hops + 2, BUDGET.acts, BUDGET.tokens + 100, BUDGET.until_ms)
+    start = root("hers", 1, budget=begun)
+    chains.hear(entry(start)._replace(mesh=hers))
+    chains.hear(entry(root("his", 1, budget=Budget(10_000, 10_000, 10**9, 2**50)))._replace(mesh=his))
+    said = reply(start, start.budget.child(BUDGET.acts, begun.tokens - 10), 2)
+    chains.hear(entry(said)._replace(mesh=hers))
+    assert chains.reserve(said, COST, NOW) is None

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,6 +11,7 @@ from harness import MESH_ID, NODE, World, quiet, root, until, write_em
 
 from mesh.bus.memory import MemoryBroker
 from mesh.entries import Entry, find, recent
+from nodes import runtime
 from nodes.errors import NodeError
 from nodes.explain import as_json, as_text, why
 from nodes.models.scripted import Scripted
@@ -17,6 +19,7 @@ from nodes.node import Node
 from nodes.records import texts
 from nodes.room import KEPT_EDITS, Room
 from nodes.runtime import Runtime
+from nodes.speaker import Draft
 from nodes.turn import Roster
 from nodes.turns import Told
 from protocol.acts import Act, ActId
@@ -100,6 +103,39 @@ async def test_an_answer_to_what_is_taken_back_is_not_said(
         assert (told.state, told.outcome) == ("silent", "what it would answer was taken back")
         assert not told.prompt
         assert [entry.act.author for entry in recent(node.ground.store, "yappings", 9)] == ["mara", "mara"]
+
+
+@pytest.mark.parametrize("kind", ["redact", "cancel"])
+async def test_what_ends_an_answer_that_is_said_leaves_the_next_one_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """An em has answered and makes the prompt of its next turn, when a person ends the turn before."""
+    prompted, gate, drafts = asyncio.Event(), asyncio.Event(), list[int]()
+    draft = runtime.draft
+
+    async def second_waits(*given: Any) -> Draft:
+        drafts.append(len(drafts))
+        if len(drafts) == 2:
+            prompted.set()
+            await gate.wait()
+        return await draft(*given)
+
+    monkeypatch.setattr(runtime, "draft", second_waits)
+    write_em(world.ems, "aporia", "basins: [yappings, tea]")
+    first = asyncio.Event()
+    model = Scripted([first, "one"], ["two"])
+    async with world.node(model) as node:
+        asked = await node.say("yappings", f"aporia, {WORDS}?", [])
+        await model.began.wait()
+        after = await node.say("tea", "aporia, and now?", [])
+        await until(lambda: bool(node.runtime.turns.about(after.id)))
+        first.set()
+        await prompted.wait()
+        await node.say("yappings", "enough", [ActId(asked.id)] if kind == "redact" else [], kind)
+        await until(lambda: any(one.act.kind == kind for one in recent(node.ground.store, "yappings", 9)))
+        gate.set()
+        await quiet(node)
+        assert (reply(node, asked).state, reply(node, after).state) == ("spoken", "spoken")
 
 
 def is_gone(node: Node, act: Act) -> bool:

@@ -1,6 +1,7 @@
 """A hostile room: what its people, machines and homeservers may try against a node, without a homeserver."""
 
 import asyncio
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from no_homeserver import ROOM, Alone, alone, said
 from mesh.bridges.matrix import rows
 from mesh.bridges.matrix.content import MARK
 from mesh.bridges.matrix.errors import MatrixRefused, MatrixUnavailable
+from mesh.bridges.matrix.inbox import Inbound, Inbox, parse_event
 from mesh.bridges.matrix.port import ENCRYPTION
+from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.entries import recent
+from mesh.store import Store
 from nodes.errors import ModelRefused, NodeError
 from nodes.matrix import hearing, homeserver, lanes, pictures, tables
 from nodes.matrix.tables import BOT, Member
@@ -137,6 +141,28 @@ async def test_a_room_that_waits_for_ever_keeps_no_other_waiting(
         await world.idle()
         known = world.here.ground.store.rows("SELECT event_id FROM room_events WHERE room = ? ORDER BY n", (ROOM,))
         assert [name for (name,) in known] == [f"$flood{n}" for n in range(100)] + [f"$again{n}" for n in range(5)]
+
+
+async def test_what_a_held_up_room_says_is_read_past_with_pauses(tmp_path: Path) -> None:
+    """Up to twenty thousand long events may wait; the node does other things between two of them."""
+    turns, most = 0, 200
+
+    async def waits(_event: Inbound) -> None:
+        await asyncio.Event().wait()
+
+    with closing(Store(tmp_path / "node.db", {"matrix": MATRIX_SCHEMA})) as store:
+        inbox = Inbox(store, lambda: 0)
+        inbox.take([event for one in flood(most) if (event := parse_event(one, "account"))])
+        async with asyncio.TaskGroup() as group:
+            held = group.create_task(lanes.Lanes(inbox, waits).run(group))
+            while store.one("SELECT max(n) FROM matrix_inbox")[0] > inbox._given:
+                turns += 1
+                await asyncio.sleep(0)
+            held.cancel()
+            for task in asyncio.all_tasks():
+                if task.get_name() == f"room {ROOM}":
+                    task.cancel()
+    assert turns > most / 2
 
 
 async def test_a_server_that_never_answers_does_not_silence_the_room_that_leads_there(

@@ -13,6 +13,7 @@ from no_homeserver import OWNER, ROOM, Alone, alone, said
 from mesh.clock import now_ms
 from mesh.entries import recent
 from mesh.store import MESH_SCHEMA, Store
+from nodes.em import load_ems
 from nodes.matrix import tables
 from nodes.matrix.house import MAX_MUTE_MINUTES, MINUTE_MS, MUTE_MINUTES, Asked, command, minutes
 from nodes.matrix.settings import Matrix, fits
@@ -142,6 +143,21 @@ async def test_who_was_let_in_again_is_not_put_out_by_old_news(
     world.hears(said("$kick") | {"type": "m.room.member", "state_key": user, "content": {"membership": "leave"}})
     await world.idle()
     assert world.bridge.tables.sits("ada", ROOM) == (now == "join")
+
+
+async def test_whoever_is_heard_in_a_room_can_be_muted_there(world: Alone) -> None:
+    """The node's own user tells what an em says that does not sit there: nobody has to hear it, either."""
+    world.em("cleo")
+    world.here.host(load_ems(world.ems)[0])
+    world.hears(said("$one", "!mesh mute cleo"))
+    await world.idle()
+    world.hears(said("$two", "cleo?"))
+    await world.idle()
+    assert {em for em, _ in world.bridge.tables.mutes(now_ms())} == {"cleo"}
+    world.hears(said("$three", "!mesh unmute cleo"), said("$four", "cleo?"))
+    await world.idle()
+    told = [body["body"] for kind, body in world.server.sent() if kind == "m.room.message"]
+    assert told == ["cleo keeps silent for 60 minutes.", "cleo may speak.", "cleo: Yes."]
 
 
 async def test_a_command_is_obeyed_once_and_says_so_once(world: Alone) -> None:

@@ -18,6 +18,7 @@ from mesh.entries import recent
 from nodes.em import load_ems
 from nodes.matrix import manners
 from nodes.matrix.outward import key, read_key
+from nodes.matrix.tables import BOT, Member
 from nodes.models.scripted import Scripted
 from nodes.prompt import MAX_REPLY
 from nodes.runtime import Runtime
@@ -68,6 +69,42 @@ async def test_what_an_em_says_that_sits_elsewhere_is_told_with_its_name(world: 
     await world.here.say("tea", "ada, cleo?", [])
     await world.idle()
     assert [one["body"] for one in shown(world)[2:]] == ["mara: ada, cleo?", "cleo: A reply of an em."]
+
+
+async def test_what_is_taken_back_goes_wherever_it_was_shown(world: Alone) -> None:
+    """Also where its em sits no more, and in a room that is not shown what is said now; the reason stays inside."""
+    sealed, tables = "!sealed:x", world.bridge.tables
+    await world.here.say("tea", "ada?", [])
+    await world.idle()
+    (spoken,) = [entry.act for entry in recent(world.here.ground.store, "tea", 9) if entry.act.author == "ada"]
+    (known,) = tables.events(spoken.id)
+    with world.here.ground.store.transaction():
+        tables.set_member(ROOM, Member("ada", "out", "kicked"))
+        tables.set_room(sealed, "tea", everyone=False)
+        tables.set_member(sealed, Member(BOT, "joined"))
+    world.bridge.port.inbox.note_encrypted([sealed])
+    await world.here.redact(spoken.id, "it names the harbour")
+    await world.idle()
+    taken = [(path, body) for _, path, body in world.server.calls if "redact" in path]
+    assert [(path[3], path[5], body) for path, body in taken] == [(ROOM, known.event_id, {})]
+
+
+async def test_an_edit_is_told_by_whoever_told_what_it_changes(world: Alone) -> None:
+    """One of the ems told what a person said elsewhere; then the node's own user came into the room."""
+    tables, store = world.bridge.tables, world.here.ground.store
+    with store.transaction():
+        tables.set_member(ROOM, Member(BOT, "out"))
+    words = await world.here.say("tea", "hello", [])
+    await world.idle()
+    (known,) = tables.events(words.id)
+    assert known.speaker == "ada"
+    with store.transaction():
+        tables.set_member(ROOM, Member(BOT, "joined"))
+    await world.here.say("tea", "hello all", [words.id], "edit")
+    await world.idle()
+    told = shown(world)[-1]
+    assert told["m.relates_to"] == {"rel_type": "m.replace", "event_id": known.event_id}
+    assert told["m.new_content"]["body"] == "mara: hello all"
 
 
 @pytest.mark.parametrize("text", ["a" * MAX_TEXT, "\U0001f600" * (MAX_TEXT // 2), '"' * MAX_TEXT, "\n" * 70_000 + "x"])

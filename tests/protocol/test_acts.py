@@ -1,6 +1,5 @@
 """Acts, their ids, addresses and the vocabulary."""
 
-import contextlib
 import uuid
 
 import msgspec
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.acts import Act, check_act, new_id, reply_id, reply_key
-from protocol.address import Address, Subject, check_author, check_name, parse_address, parse_subject
+from protocol.address import Subject, check_author, check_name, parse_subject
 from protocol.errors import BadAct, BadAddress, ProtocolError
 from protocol.keys import KeyKind, MeshId, Signer
 from protocol.vocabulary import BODIES, core_terms, digest
@@ -89,16 +88,12 @@ def test_authors_that_are_none(author: str) -> None:
         check_author(author)
 
 
-def test_addresses_and_subjects_read_back() -> None:
-    assert parse_address("@mara:example.org@amp") == Address("@mara:example.org", "amp")
-    assert str(parse_address("aporia@amp")) == "aporia@amp"
+def test_a_subject_reads_back() -> None:
     subject = Subject(True, "yappings", MESH.public, NODE.public)
     assert parse_subject(str(subject)) == subject
 
 
 @given(st.text(max_size=80))
-def test_any_text_is_an_address_or_subject_or_refused(text: str) -> None:
+def test_any_text_is_no_subject(text: str) -> None:
     with pytest.raises(ProtocolError):
         parse_subject(text)
-    with contextlib.suppress(ProtocolError):
-        assert str(parse_address(text)) == text

@@ -14,7 +14,6 @@ from nodes.config import MeshConfig
 from nodes.media import Media
 from nodes.models.base import Model
 from nodes.node import Ground, Identity, Node
-from nodes.prompt import Style
 from nodes.speaker import Models
 from protocol.acts import Act, new_id
 from protocol.address import Subject
@@ -32,8 +31,8 @@ MESH_ID = MeshId(MESH.public)
 BUDGET = Budget(6, 16, 50_000, NOW + 600_000)
 
 
-def certificate(node: Signer, mesh: Signer = MESH, not_before: int = 0, not_after: int = 2 * NOW) -> Certificate:
-    return Certificate(MeshId(mesh.public), NodeId(node.public), not_before, not_after, ["speak"])
+def certificate(node: Signer, mesh: Signer = MESH, not_after: int = 2 * NOW) -> Certificate:
+    return Certificate(MeshId(mesh.public), NodeId(node.public), 0, not_after, ["speak"])
 
 
 TRUST = Trust([certificate(NODE), certificate(OTHER)])
@@ -53,10 +52,10 @@ def frame(
     return str(subject), encode_frame(node, sequence, sent, basin, acts)
 
 
-def write_em(folder: Path, name: str, config: str = "", chat: str = "") -> None:
+def write_em(folder: Path, name: str, config: str = "") -> None:
     (folder / name).mkdir(parents=True)
     (folder / name / "config.yaml").write_text(config, "utf-8")
-    (folder / name / "chat.txt").write_text(chat or f"<mara> hello\n<{name}> hello, I am {name}\n", "utf-8")
+    (folder / name / "chat.txt").write_text(f"<mara> hello\n<{name}> hello, I am {name}\n", "utf-8")
 
 
 class World:
@@ -75,7 +74,6 @@ class World:
     async def node(
         self,
         model: Model,
-        style: Style = "chat",
         bus: Bus | None = None,
         prepare: Callable[[Node], None] = lambda _node: None,
     ) -> AsyncIterator[Node]:
@@ -87,7 +85,7 @@ class World:
         ground = Ground(
             bus or self.broker.connect(),
             store,
-            Models(model, lambda _: style, "scripted"),
+            Models(model, lambda _: "chat", "scripted"),
             self.clock,
             Media(self.path / "media"),
         )

@@ -123,8 +123,8 @@ def allowed() -> bool:
 class Network:
     """Some machines, and the cables between them."""
 
-    def __init__(self, *, seed: int = 0, apart: bool | None = None) -> None:
-        self.apart = allowed() if apart is None else apart
+    def __init__(self, *, seed: int = 0) -> None:
+        self.apart = allowed()
         self.machines: list[Machine] = []
         self.cables: dict[tuple[str, str], Cable] = {}
         self.carried = 0

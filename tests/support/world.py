@@ -29,6 +29,7 @@ PATIENCE_S = 60  # of a wait: in vain beyond it, and the test then says what is 
 ANSWER_S = 3  # a node that is there answers sooner; one that was just killed never does
 AWAY = (NodeError, MeshError, TimeoutError)  # what it is to ask a node that was just killed
 ALL = 1_000_000
+AT_ONCE = 32  # things said at a time by somebody who says many
 
 
 class Said(NamedTuple):
@@ -95,8 +96,8 @@ class Member:
         """Say one thing; returns the act's id."""
         return (await self.hands(lambda one: one.say(basin, text)))["id"]
 
-    async def say_all(self, texts: Sequence[str], basin: str = "tea", at_once: int = 32) -> None:
-        """Say many things quickly, so many at a time; their order is the node's."""
+    async def say_all(self, texts: Sequence[str], basin: str = "tea") -> None:
+        """Say many things quickly, AT_ONCE at a time; their order is the node's."""
 
         async def some(one: Client, waiting: list[str]) -> None:
             while waiting:
@@ -105,7 +106,7 @@ class Member:
         async def all_of_them(one: Client) -> None:
             waiting = list(reversed(texts))
             async with asyncio.TaskGroup() as group:
-                for _ in range(at_once):
+                for _ in range(AT_ONCE):
                     group.create_task(some(one, waiting))
 
         await self.hands(all_of_them)

@@ -48,16 +48,14 @@ class Session:
     token: str = field(repr=False)
 
 
-async def log_in(homeserver: str, user: str, password: str, device_id: str | None = None) -> Session:
+async def log_in(homeserver: str, user: str, password: str) -> Session:
     """Log in by password, once; keep the session. Raises MatrixRefused, MatrixUnavailable."""
-    body: dict[str, Any] = {
+    body = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": user},
         "password": password,
         "initial_device_display_name": "ampmesh",
     }
-    if device_id:
-        body["device_id"] = device_id
     answer = await _once(Access(homeserver, ""), "POST", "login", body)
     return _session(homeserver, answer, answer.get("access_token"))
 
@@ -109,19 +107,12 @@ def _session(homeserver: str, answer: Mapping[str, Any], token: object) -> Sessi
 class Account(Speaking):
     """A MatrixPort through an ordinary account; with `own`, of one speaker beside another port: see `Several`."""
 
-    def __init__(  # noqa: PLR0913 - a port has these parts
-        self,
-        session: Session,
-        store: Store,
-        clock: Clock,
-        on_done: Done | None = None,
-        *,
-        own: Own | None = None,
-        keys: Path | None = None,
+    def __init__(
+        self, session: Session, store: Store, clock: Clock, on_done: Done | None = None, *, own: Own | None = None
     ) -> None:
         api = Api(Access(session.homeserver, session.token))
-        caps = Caps("account", separate_identities=own is not None, e2ee=True)
-        super().__init__(api, store, clock, caps, on_done, own=own, keys=keys)
+        caps = Caps("account", separate_identities=own is not None)
+        super().__init__(api, store, clock, caps, on_done, own=own)
         self._me, self._device = session.user_id, session.device_id
         self.ready = asyncio.Event()
         self.reached = False

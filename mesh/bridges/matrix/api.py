@@ -90,9 +90,7 @@ class Api:
         except (aiohttp.ClientError, TimeoutError, OSError, asyncio.IncompleteReadError) as error:
             raise MatrixUnavailable(f"the homeserver did not answer: {_why(error)}") from error
 
-    async def fetch(
-        self, path: Sequence[str], limit: int, *, acting: As | None = None, timeout_s: float = DOWNLOAD_TIMEOUT_S
-    ) -> tuple[bytes, str]:
+    async def fetch(self, path: Sequence[str], limit: int, *, acting: As | None = None) -> tuple[bytes, str]:
         """Get a file of at most `limit` bytes below `/_matrix/`; returns it with the type that the homeserver says.
 
         Nobody sends us on to other addresses. Raises as `call` does, and MatrixRefused with code TOO_LARGE when the
@@ -101,7 +99,7 @@ class Api:
         import aiohttp
 
         url = self._url(path, {}, acting)
-        limits = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
+        limits = aiohttp.ClientTimeout(total=DOWNLOAD_TIMEOUT_S, sock_connect=CONNECT_S)
         headers = {"Authorization": f"Bearer {self._access.token}"}
         try:
             get = self._opened().get(url, headers=headers, timeout=limits, allow_redirects=False)

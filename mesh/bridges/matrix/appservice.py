@@ -8,7 +8,6 @@ import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -78,13 +77,12 @@ class AppService(Speaking):
         clock: Clock,
         *,
         on_done: Done | None = None,
-        keys: Path | None = None,
         pages: Pages | None = None,
     ) -> None:
         """`pages` gives the page below `/why/` for two parts of its address, which anybody may ask for."""
         api = _Renewing(Access(homeserver, registration.as_token), self._renew)
-        caps = Caps("appservice", separate_identities=True, e2ee=True)
-        super().__init__(api, store, clock, caps, on_done, keys=keys)
+        caps = Caps("appservice", separate_identities=True)
+        super().__init__(api, store, clock, caps, on_done)
         self._registration = registration
         self._existing: dict[str, As] = {}
         self.door = PushDoor(listen, registration.hs_token, self._pushed, self._existing.__contains__, pages)

@@ -11,7 +11,6 @@ from typing import Any, Final
 from mesh.bridges.matrix.api import Api, As
 from mesh.bridges.matrix.errors import BadContent, MatrixRefused
 from mesh.bridges.matrix.payload import encode
-from mesh.bridges.matrix.port import ENCRYPTION
 from mesh.bridges.matrix.reading import MXC
 from mesh.bridges.matrix.rooms import MAX_NAME, is_room
 from mesh.bridges.matrix.shape import as_dict, as_list, text_of
@@ -23,7 +22,6 @@ MAX_MEMBERS: Final = 10_000  # users of a room that are told; more are no room t
 MAX_ROOMS: Final = 10_000  # rooms of a user that are told
 MAX_MIME: Final = 100  # characters of a file's type
 SPACE_CHILD: Final = "m.space.child"
-MEGOLM: Final = {"algorithm": "m.megolm.v1.aes-sha2"}
 NOT_FOUND: Final = 404  # Synapse has codes of its own for users that are not there
 NOWHERE: Final = frozenset({"M_UNRECOGNIZED", "M_NOT_FOUND"})  # said of media where only the old address is known
 KEEPERS: Final = 100  # the power that listing a room in a space needs
@@ -87,48 +85,26 @@ class Calls(ABC):
         rooms = as_list((await self._ask(speaker, "GET", "joined_rooms")).get("joined_rooms"))
         return [room for room in rooms if is_room(room)][:MAX_ROOMS]
 
-    async def create_room(  # noqa: PLR0913 - a room has these parts
-        self,
-        speaker: str,
-        name: str,
-        *,
-        invite: Sequence[str] = (),
-        public: bool = False,
-        alias: str | None = None,
-        topic: str = "",
-        space: bool = False,
-        encrypted: bool = False,
-    ) -> str:
-        """Make a room, with the speaker in it; returns its id.
-
-        `alias` is the local part of its address; `public` lets everybody join and lists it; in a `space` only its
-        keepers list rooms. Raises MatrixRefused with code M_ROOM_IN_USE when the alias is taken.
-        """
-        body: dict[str, Any] = {
+    async def create_space(self, speaker: str, name: str, invite: Sequence[str] = ()) -> str:
+        """Make a private space, with the speaker in it, where only its keepers list rooms; returns its id."""
+        body = {
             "name": plain(name, MAX_NAME),
-            "preset": "public_chat" if public else "private_chat",
-            "visibility": "public" if public else "private",
+            "preset": "private_chat",
+            "visibility": "private",
             "invite": list(invite),
+            "creation_content": {"type": "m.space"},
+            "power_level_content_override": {"events_default": KEEPERS},
         }
-        body |= {"room_alias_name": alias} if alias else {}
-        body |= {"topic": topic} if topic else {}
-        if space:
-            body["creation_content"] = {"type": "m.space"}
-            body["power_level_content_override"] = {"events_default": KEEPERS}
-        if encrypted:
-            body["initial_state"] = [{"type": ENCRYPTION, "state_key": "", "content": MEGOLM}]
         answer = await self._ask(speaker, "POST", "createRoom", body=body, timeout_s=CREATE_TIMEOUT_S)
         return text_of(answer, "room_id")
 
-    async def space_child(  # noqa: PLR0913 - a listing has these parts
-        self, speaker: str, space: str, room: str, *, via: Sequence[str] = (), order: str = "", listed: bool = True
-    ) -> str:
+    async def space_child(self, speaker: str, space: str, room: str, *, order: str = "", listed: bool = True) -> str:
         """List a room in a space, or list it no more; returns the event's id.
 
-        `via` are servers that know the room, our user's own by default; rooms are shown by `order`, then by age.
+        Rooms are shown by `order`, then by age; our user's own server is told as one that knows the room.
         """
-        servers = list(via) or [self.user_id(speaker).partition(":")[2]]
-        content: dict[str, Any] = {"via": servers} | ({"order": order} if order else {})
+        server = self.user_id(speaker).partition(":")[2]
+        content: dict[str, Any] = {"via": [server]} | ({"order": order} if order else {})
         return await self.set_state(speaker, space, SPACE_CHILD, content if listed else {}, room)
 
     async def resolve(self, alias: str) -> str | None:

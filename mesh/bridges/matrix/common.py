@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from mesh.bridges.matrix.api import UPLOAD_TIMEOUT_S, Api, As
@@ -46,14 +45,12 @@ class Speaking(Calls):
         on_done: Done | None = None,
         *,
         own: "Own | None" = None,
-        keys: Path | None = None,
     ) -> None:
-        """`keys` is the folder for the keys of encrypted rooms; None means `matrix` beside the database."""
         self.caps, self.own = caps, own
         self.inbox = own.beside.inbox if own else Inbox(store, clock)
         self.outbox = own.beside.outbox if own else Outbox(store, clock, self._deliver, on_done)
         self._api, self._store, self._clock = api, store, clock
-        self.crypto = Crypto(api, store, self.inbox, keys or store.path.parent / "matrix", self)
+        self.crypto = Crypto(api, store, self.inbox, store.path.parent / "matrix", self)
         self.missed = asyncio.Event()
 
     @abstractmethod

@@ -117,9 +117,9 @@ class Crypto:
             found = [self._try(event) for event in found]
         self._sealed.forget(new.event_id for old, new in zip(events, found, strict=True) if old is not new)
         gone = {(event.room, event.redacts) for event in found if event.kind == REDACTION}
-        for event in found:
-            if _is_sealed(event) and (event.room, event.event_id) not in gone:
-                await self._keep(event)
+        closed = [event for event in found if _is_sealed(event) and (event.room, event.event_id) not in gone]
+        for event in [one for one in closed if self._keep(one)]:  # all are kept first: a key may come while we ask
+            await self._ask(event)
         return found
 
     def _waits(self, event: Inbound) -> bool:
@@ -199,13 +199,15 @@ class Crypto:
         }
         return parse_event(raw, event.way)
 
-    async def _keep(self, event: Inbound) -> None:
-        """Remember an event that cannot be opened, and ask for its key once."""
+    def _keep(self, event: Inbound) -> bool:
+        """Remember an event that cannot be opened; returns whether its key is to be asked for."""
         session = event.content.get("session_id")
         if not isinstance(session, str) or not session.isascii() or len(session) > MAX_ID:
-            return
-        if not self._sealed.keep(event, session):
-            return
+            return False
+        return self._sealed.keep(event, session)
+
+    async def _ask(self, event: Inbound) -> None:
+        """Have some of our devices in the room ask for the key of an event."""
         try:
             for user in self._seats.get(event.room, [])[:ASKING]:
                 if device := self.fleet.get(user):

@@ -18,12 +18,11 @@ from mesh.bridges.matrix.api import TIMEOUT_S, Api, As
 from mesh.bridges.matrix.crosssigning import SIGNING, SigningKeys
 from mesh.bridges.matrix.engine import MEGOLM, ONE_TIME, REFUSALS, Engine, Key, Wanted
 from mesh.bridges.matrix.errors import MatrixError, MatrixRefused, MatrixUnavailable
-from mesh.bridges.matrix.inbox import Inbound
+from mesh.bridges.matrix.inbox import SEALED, Inbound
 from mesh.bridges.matrix.shape import as_dict, as_list
 from mesh.bridges.matrix.vault import Vault
 
 KEYS: Final = ("client", "v3", "keys")
-ENCRYPTED: Final = "m.room.encrypted"
 MAX_LEFT: Final = 1_000  # one-time keys that a homeserver is believed to have left
 OTHERS_MS: Final = 10_000  # how long the homeserver may ask other homeservers
 DECLINED: Final = 10  # requests for verification that are answered at a time; the others have no answer
@@ -210,7 +209,7 @@ class Device:
                 if lacking := self._engine.missing(people):
                     await self._claim(lacking)
                 for part in self._engine.share(room, people):
-                    await self._tell(ENCRYPTED, part["messages"])
+                    await self._tell(SEALED, part["messages"])
             return self._engine.seal(room, kind, content)
 
     async def _meet(self, room: str, people: frozenset[str]) -> None:

@@ -22,7 +22,6 @@ class Caps:
 
     way: Literal["appservice", "account"]
     separate_identities: bool
-    e2ee: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,24 +157,11 @@ class MatrixPort(Protocol):
         """The rooms that a speaker's user is in."""
         ...
 
-    async def create_room(  # noqa: PLR0913 - a room has these parts
-        self,
-        speaker: str,
-        name: str,
-        *,
-        invite: Sequence[str] = (),
-        public: bool = False,
-        alias: str | None = None,
-        topic: str = "",
-        space: bool = False,
-        encrypted: bool = False,
-    ) -> str:
-        """Make a room, with the speaker in it; returns its id."""
+    async def create_space(self, speaker: str, name: str, invite: Sequence[str] = ()) -> str:
+        """Make a private space, with the speaker in it, where only its keepers list rooms; returns its id."""
         ...
 
-    async def space_child(  # noqa: PLR0913 - a listing has these parts
-        self, speaker: str, space: str, room: str, *, via: Sequence[str] = (), order: str = "", listed: bool = True
-    ) -> str:
+    async def space_child(self, speaker: str, space: str, room: str, *, order: str = "", listed: bool = True) -> str:
         """List a room in a space, or list it no more; returns the event's id."""
         ...
 

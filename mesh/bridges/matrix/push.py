@@ -128,7 +128,11 @@ class PushDoor:
 
         parts = request.path.removeprefix(PAGES).split("/")
         is_whole = self.pages is not None and request.method == "GET" and len(parts) == 2  # noqa: PLR2004 - act, seal
-        page = self.pages(*parts) if self.pages and is_whole else None
+        try:
+            page = self.pages(*parts) if self.pages and is_whole else None
+        except Exception:
+            log.exception("a page cannot be shown")
+            return _error(500, "M_UNKNOWN")
         if page is None:
             return _error(404, "M_NOT_FOUND")
         return web.Response(text=page, content_type="text/html", headers=HEADERS)

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
+
 from mesh.door import Door, unheard
 from mesh.links.hub import PIECE, Hub
 from mesh.links.websocket.wires import CLOSE_S, MEET, PATH, SocketWire, received
@@ -20,6 +22,8 @@ MAX_CONNECTIONS: Final = 1_024  # at a time; more are turned away
 SHUTDOWN_S: Final = 1.0
 _SLOT: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _ENDS: Final = {"call": True, "answer": False}
+
+log = structlog.get_logger(__name__)
 
 Taken = Callable[[SocketWire], Awaitable[None]]
 Handler = Callable[["web.Request"], Awaitable["web.StreamResponse"]]
@@ -70,6 +74,10 @@ def _pass_by() -> Any:  # noqa: ANN401 - a middleware of aiohttp's
             answer = await handler(request)
         except web.HTTPException as error:
             error.force_close()
+            raise
+        except Exception as error:
+            if not isinstance(error, ConnectionError):  # somebody has hung up
+                log.exception("a connection could not be served")
             raise
         answer.force_close()
         return answer
