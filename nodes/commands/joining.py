@@ -24,7 +24,7 @@ from nodes.home import Home
 from nodes.matrix.bridge import Bridge
 from nodes.matrix.login import Login, read_login
 from nodes.matrix.operations import operations
-from nodes.matrix.tables import BRIDGE_SCHEMA
+from nodes.matrix.schema import BRIDGE_SCHEMA
 from nodes.media import Media
 from nodes.node import Node
 from nodes.peers.operations import operations as peer_operations

@@ -7,9 +7,9 @@ comes again with an offer of its own, which uses the invitation up, and the invi
 import asyncio
 import secrets
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from mesh.clock import Clock
 from mesh.errors import MeshError
@@ -24,13 +24,10 @@ from nodes.peers.ways import Ways
 from protocol.errors import BadInvitation, BadLink
 from protocol.invitation import SECRET_BYTES, Invitation
 from protocol.keys import MeshId, NodeId
-from protocol.link import Standing, State
+from protocol.link import Relationship, Standing, State
 from protocol.offer import Offer, read_offer, sign_offer
 from protocol.statement import Changes, May, Trust, check_shareable
 from protocol.vocabulary import Digest
-
-if TYPE_CHECKING:
-    from nodes.peers.peers import Peers
 
 GREET_S: Final = 10.0  # for a whole visit: the persons decide between two visits, not within one
 VISIT_S: Final = 18.0  # for a visit of ours: the other node says its person's `invite` before it answers
@@ -62,10 +59,41 @@ class Wish:
     petname: str | None
 
 
+class House(Protocol):
+    """The peers, as far as guests become some of them (nodes.peers.peers)."""
+
+    me: MeshId
+    peers: dict[MeshId, Peer]
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """One of the node's store."""
+        ...
+
+    def stir(self) -> None:
+        """Look again at where guests are waited for."""
+        ...
+
+    def relationship(self, mesh: MeshId) -> Relationship:
+        """How the two stand."""
+        ...
+
+    def petname(self, wished: str, mesh: MeshId) -> str:
+        """A name that nobody else has here."""
+        ...
+
+    def meet(self, peer: Peer) -> None:
+        """Keep a new peer, or what has changed about one."""
+        ...
+
+    async def say(self, peer: Peer, kind: str, changes: Changes) -> None:
+        """Say the person's next statement. Raises BadLink, MeshError."""
+        ...
+
+
 class Guests:
     """Both ends of an invitation."""
 
-    def __init__(self, here: Here, tables: Tables, peers: "Peers", ways: Ways) -> None:
+    def __init__(self, here: Here, tables: Tables, peers: House, ways: Ways) -> None:
         self._here, self._tables, self._peers, self._ways = here, tables, peers, ways
         self._seen: dict[NodeId, tuple[Offer, bytes]] = {}
 
