@@ -16,8 +16,8 @@ from mesh.store import MESH_SCHEMA, Store
 from nodes.em import load_ems
 from nodes.matrix import tables
 from nodes.matrix.house import MAX_MUTE_MINUTES, MINUTE_MS, MUTE_MINUTES, Asked, command, minutes
-from nodes.matrix.settings import Matrix, fits
 from nodes.matrix.schema import BRIDGE_SCHEMA
+from nodes.matrix.settings import Matrix, fits
 from nodes.matrix.tables import HEEDED_MS, Known, Member, Tables, missing
 from nodes.models.scripted import Scripted
 from nodes.turns import TURNS_SCHEMA
