@@ -3,7 +3,7 @@
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,14 @@ import aiohttp
 import pytest
 import sealing
 from bridged import Bridged, Pause, Slow, begun, ephemeral, membership, messages, noticed, said, state, until, upgrade
-from homeserver import INSTALLED, Synapse
 from images import image
-from matrix_rig import Human, new_session, new_way, person
+from matrix_rig import LIVE, Human, Shared, new_session, person
 from nio import RoomPreset
 
 from mesh.bridges.matrix.account import Session, log_in
 from mesh.bridges.matrix.content import MARK
 from mesh.bridges.matrix.errors import MatrixRefused
 from mesh.bridges.matrix.port import MESSAGE, REACTION
-from mesh.bridges.matrix.registration import Registration
 from mesh.bridges.matrix.verification import CANCEL, REQUEST
 from mesh.bus.memory import MemoryBroker
 from mesh.entries import recent
@@ -30,31 +28,7 @@ from nodes.models.scripted import Scripted
 from nodes.picture import pictures
 from protocol.acts import Act
 
-pytestmark = [
-    pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: NOTHING OF MATRIX IS TESTED LIVE"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
-]
-
-SPARE = 40  # registrations: one a test
-Shared = tuple[Synapse, list[tuple[Registration, int]]]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shared]:
-    """A Synapse that stays up, and appservices that nobody used yet."""
-    spare = [new_way() for _ in range(SPARE)]
-    synapse = Synapse(tmp_path_factory.mktemp("synapse"), [one.text() for one, _ in spare])
-    try:
-        asyncio.run(synapse.start())
-        yield synapse, spare
-    finally:
-        synapse.stop()
-
-
-@pytest.fixture
-async def human(shared: Shared) -> AsyncIterator[Human]:
-    async with person(shared[0]) as one:
-        yield one
+pytestmark = LIVE
 
 
 @pytest.fixture(params=["appservice", "account"])

@@ -12,8 +12,8 @@ import pytest
 import sealing
 from bridged import messages
 from crashing_matrix import DRAFTED, PARTS, SEALING
-from homeserver import INSTALLED, Synapse, free_port
-from matrix_rig import Human, new_way
+from homeserver import Synapse, free_port
+from matrix_rig import LIVE, Human, new_way
 from nio import RoomPreset
 from openai_server import Answer, FakeOpenAI
 from process import client, make_home, settled, up
@@ -23,10 +23,7 @@ from nodes.client import Client
 from nodes.home import Home
 from nodes.matrix.login import Listening, Login, write_login
 
-pytestmark = [
-    pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: NOTHING OF MATRIX IS TESTED LIVE"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
-]
+pytestmark = LIVE
 
 CRASHING = (sys.executable, str(Path(__file__).parents[1] / "support" / "crashing_matrix.py"))
 PATIENCE_S = 40

@@ -4,15 +4,15 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from homeserver import INSTALLED, Synapse
-from matrix_rig import new_way
+from homeserver import Synapse
+from matrix_rig import LIVE, Shared
 from nio import ToDeviceMessage
 from sealing import SEALING, Human, forward, key_request
 
@@ -33,13 +33,9 @@ from mesh.bridges.matrix.verification import REQUEST as VERIFY
 from mesh.clock import now_ms
 from mesh.store import Store
 
-pytestmark = [
-    pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: NO ENCRYPTED ROOM IS TESTED LIVE"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
-]
+pytestmark = LIVE
 
 ADA, BOB, NODE = Speaker("ada", "Ada"), Speaker("bob", "Bob"), Speaker("_bot", "Amp")
-REGISTRATIONS = 20  # one a test: what one leaves unheard must not reach the next
 PASSWORD = "secret"
 ODD_WORDS: list[tuple[str, dict[str, Any]]] = [  # between devices, all but requests for verification
     ("m.room_key.withheld", {"algorithm": "m.megolm.v1.aes-sha2", "room_id": "!r:x", "code": "m.unverified"}),
@@ -53,7 +49,6 @@ ODD_WORDS: list[tuple[str, dict[str, Any]]] = [  # between devices, all but requ
     ("io.element.call.encryption_keys", {"keys": [], "room_id": "!r:x"}),
 ]
 Port = AppService | Account
-Shared = tuple[Synapse, list[tuple[Registration, int]]]
 
 
 class Place:
@@ -85,18 +80,6 @@ class Place:
         if isinstance(self.way, Registration):
             return AppService(self.synapse.url, self.way, ("127.0.0.1", self.listen), store, now_ms)
         return Account(self.way, store, now_ms)
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shared]:
-    """A Synapse that stays up, and appservices that nobody used yet."""
-    spare = [new_way() for _ in range(REGISTRATIONS)]
-    synapse = Synapse(tmp_path_factory.mktemp("synapse"), [one.text() for one, _ in spare])
-    try:
-        asyncio.run(synapse.start())
-        yield synapse, spare
-    finally:
-        synapse.stop()
 
 
 @pytest.fixture(params=["appservice", "account"])

@@ -5,7 +5,7 @@ Tested from a person's words to an em's answer, on a real Synapse.
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -13,14 +13,13 @@ from typing import Any, Self
 import aiohttp
 import pytest
 from bridged import Bridged, Pause, Slow, Way, begun, messages, said, until
-from homeserver import INSTALLED, Synapse
-from matrix_rig import Human, new_session, new_way, person
+from homeserver import Synapse
+from matrix_rig import LIVE, Human, Shared, new_session, new_way, person
 from nio import RoomPreset
 
 from mesh.bridges.matrix import appservice as appservice_module
 from mesh.bridges.matrix.account import Session
 from mesh.bridges.matrix.api import Access, Api, As
-from mesh.bridges.matrix.registration import Registration
 from mesh.bus.memory import MemoryBroker
 from mesh.clock import now_ms
 from mesh.entries import recent
@@ -30,29 +29,12 @@ from nodes.models.base import Model
 from nodes.models.scripted import Scripted
 from protocol.acts import Act
 
-pytestmark = [
-    pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: NOTHING OF MATRIX IS TESTED LIVE"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
-]
+pytestmark = LIVE
 
-SPARE = 24  # registrations: one a node
 STORY = [step for number in range(14) for step in (f"word{number} ", Pause(0.1))]
-Shared = tuple[Synapse, list[tuple[Registration, int]]]
 both = pytest.mark.parametrize("kind", ["appservice", "account"])
 account = pytest.mark.parametrize("kind", ["account"])
 appservice = pytest.mark.parametrize("kind", ["appservice"])
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shared]:
-    """A Synapse that stays up, and appservices that nobody used yet."""
-    spare = [new_way() for _ in range(SPARE)]
-    synapse = Synapse(tmp_path_factory.mktemp("synapse"), [one.text() for one, _ in spare])
-    try:
-        asyncio.run(synapse.start())
-        yield synapse, spare
-    finally:
-        synapse.stop()
 
 
 @asynccontextmanager
@@ -62,12 +44,6 @@ async def world_on(path: Path, synapse: Synapse, way: Way, owner: str) -> AsyncG
         one = Bridged(path, broker, synapse, way, owner, messages_per_minute=1_000)
         one.em("ada")
         one.em("bob")
-        yield one
-
-
-@pytest.fixture
-async def human(shared: Shared) -> AsyncIterator[Human]:
-    async with person(shared[0]) as one:
         yield one
 
 

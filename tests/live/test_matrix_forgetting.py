@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from bridged import messages
-from homeserver import INSTALLED, Synapse
+from homeserver import Synapse
 from images import image
-from matrix_rig import Human, new_way, person
+from matrix_rig import LIVE, Human, new_way, person
 from nio import RoomPreset
 from process import client, make_home, settled, up
 
@@ -20,10 +20,7 @@ from nodes.home import Home
 from nodes.matrix.login import Listening, Login, write_login
 from nodes.records import records
 
-pytestmark = [
-    pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: NOTHING OF MATRIX IS TESTED LIVE"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
-]
+pytestmark = LIVE
 
 EMS = {"ada": "reply_on_floor: false\nbasins: [tea]\n"}
 WORDS = "quillwort-and-saxifrage"

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,13 +11,12 @@ import pytest
 import sealing
 from bridged import Bridged, Pause, Slow, Way, begun, messages, said, until
 from harness import OTHER
-from homeserver import INSTALLED, Synapse
-from matrix_rig import Human, new_session, new_way, person
+from homeserver import Synapse
+from matrix_rig import LIVE, Human, Shared, new_session, person
 from nio import RoomPreset
 
 from mesh.bridges.matrix.account import Session
 from mesh.bridges.matrix.port import REACTION
-from mesh.bridges.matrix.registration import Registration
 from mesh.bus.memory import MemoryBroker
 from mesh.entries import recent
 from nodes.matrix import manners
@@ -26,32 +25,9 @@ from nodes.models.scripted import Scripted
 from protocol.acts import Act
 from protocol.husk import is_husk
 
-pytestmark = [
-    pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: NOTHING OF MATRIX IS TESTED LIVE"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
-]
+pytestmark = LIVE
 
-SPARE = 20  # registrations: one a test
 WORDS = "quillwort-and-saxifrage"
-Shared = tuple[Synapse, list[tuple[Registration, int]]]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shared]:
-    """A Synapse that stays up, and appservices that nobody used yet."""
-    spare = [new_way() for _ in range(SPARE)]
-    synapse = Synapse(tmp_path_factory.mktemp("synapse"), [one.text() for one, _ in spare])
-    try:
-        asyncio.run(synapse.start())
-        yield synapse, spare
-    finally:
-        synapse.stop()
-
-
-@pytest.fixture
-async def human(shared: Shared) -> AsyncIterator[Human]:
-    async with person(shared[0]) as one:
-        yield one
 
 
 @pytest.fixture(params=["appservice", "account"])

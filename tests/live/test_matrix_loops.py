@@ -1,7 +1,7 @@
 """Ems, machines and nodes that would answer one another for ever, in real rooms: they end within the budget."""
 
 import asyncio
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -9,46 +9,22 @@ from typing import Any
 import pytest
 from bridged import Bridged, messages, said, until
 from harness import NODE, OTHER
-from homeserver import INSTALLED, Synapse
-from matrix_rig import Human, new_session, new_way, person
+from homeserver import Synapse
+from matrix_rig import LIVE, Human, Shared, new_session, person
 from nio import RoomPreset
 
 from mesh.bridges.matrix.content import BOUNCE, MARK
-from mesh.bridges.matrix.registration import Registration
 from mesh.bus.memory import MemoryBroker
 from mesh.clock import now_ms
 from mesh.entries import recent
 from nodes.models.scripted import Scripted
 from protocol.acts import Act
 
-pytestmark = [
-    pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: NOTHING OF MATRIX IS TESTED LIVE"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
-]
+pytestmark = LIVE
 
-SPARE = 20  # registrations: one a node
 HOPS, ACTS = 4, 12  # of a chain
 ALL = "reply_on_all: true\nbasins: [tea]\n"
 CALLING = "ada, bob, cleo, dora, what do you say?"  # calls everybody of both nodes by name
-Shared = tuple[Synapse, list[tuple[Registration, int]]]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shared]:
-    """A Synapse that stays up, and appservices that nobody used yet."""
-    spare = [new_way() for _ in range(SPARE)]
-    synapse = Synapse(tmp_path_factory.mktemp("synapse"), [one.text() for one, _ in spare])
-    try:
-        asyncio.run(synapse.start())
-        yield synapse, spare
-    finally:
-        synapse.stop()
-
-
-@pytest.fixture
-async def human(shared: Shared) -> AsyncIterator[Human]:
-    async with person(shared[0]) as one:
-        yield one
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from homeserver import INSTALLED, Synapse
-from matrix_rig import Human, new_session, new_way, person
+from homeserver import Synapse
+from matrix_rig import LIVE, Human, Shared, new_session, new_way, person
 from nio import AsyncClient
 
 from mesh.bridges.matrix import account
@@ -25,15 +25,10 @@ from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.clock import now_ms
 from mesh.store import Store
 
-pytestmark = [
-    pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: NOTHING OF MATRIX IS TESTED LIVE"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
-]
+pytestmark = LIVE
 
 ADA, BOB, EVE = Speaker("ada", "Ada"), Speaker("bob", "Bob"), Speaker("eve", "Eve")
-REGISTRATIONS = 32  # one a test: what one leaves unheard must not reach the next
 Port = AppService | Account
-Shared = tuple[Synapse, list[tuple[Registration, int]]]
 
 
 class Place:
@@ -66,19 +61,6 @@ async def place_on(synapse: Synapse, path: Path, way: str, spare: tuple[Registra
     if way == "appservice":
         return Place(path / "node.db", synapse, *spare)
     return Place(path / "node.db", synapse, await new_session(synapse), 0)
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shared]:
-    """A Synapse that stays up, and appservices that nobody used yet."""
-    spare = [new_way() for _ in range(REGISTRATIONS)]
-    texts = [one.text() for one, _ in spare]
-    synapse = Synapse(tmp_path_factory.mktemp("synapse"), texts)
-    try:
-        asyncio.run(synapse.start())
-        yield synapse, spare
-    finally:
-        synapse.stop()
 
 
 @pytest.fixture(params=["appservice", "account"])

@@ -10,8 +10,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from homeserver import INSTALLED, Synapse
-from matrix_rig import Human, new_session, new_way, person, running, take, take_until
+from homeserver import Synapse
+from matrix_rig import LIVE, Human, Shared, new_session, person, running, take, take_until
 
 from mesh.bridges.matrix.account import Account
 from mesh.bridges.matrix.appservice import AppService
@@ -34,10 +34,7 @@ from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.clock import now_ms
 from mesh.store import Store
 
-pytestmark = [
-    pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: NOTHING OF MATRIX IS TESTED LIVE"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
-]
+pytestmark = LIVE
 
 POWERS = "m.room.power_levels"
 ADA = Speaker("ada", "Ada")
@@ -45,18 +42,6 @@ CROWD = 1_000
 CROWD_AT_ONCE = 20  # joinings on their way
 MAX_GROWTH = 1024 * 1024  # bytes that a node may take more for a thousand members: far less than a kilobyte each
 Port = AppService | Account
-Shared = tuple[Synapse, list[tuple[Registration, int]]]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shared]:
-    spare = [new_way() for _ in range(24)]
-    synapse = Synapse(tmp_path_factory.mktemp("synapse"), [one.text() for one, _ in spare])
-    try:
-        asyncio.run(synapse.start())
-        yield synapse, spare
-    finally:
-        synapse.stop()
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from homeserver import INSTALLED, Synapse
-from matrix_rig import Human, new_session, new_way, person, running, take, take_until
+from homeserver import Synapse
+from matrix_rig import LIVE, Human, Shared, new_session, person, running, take, take_until
 from nio import AsyncClient, AsyncClientConfig, MessageDirection, RoomMessageText
 
 from mesh.bridges.matrix.account import Account, Session
@@ -17,19 +17,14 @@ from mesh.bridges.matrix.common import Own
 from mesh.bridges.matrix.content import Relation, later, message, reaction, redaction
 from mesh.bridges.matrix.errors import MatrixLoggedOut
 from mesh.bridges.matrix.port import ENCRYPTION, MESSAGE, REACTION, REDACTION, Speaker
-from mesh.bridges.matrix.registration import Registration
 from mesh.bridges.matrix.schema import MATRIX_SCHEMA
 from mesh.bridges.matrix.several import Several
 from mesh.clock import now_ms
 from mesh.store import Store
 
-pytestmark = [
-    pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: NOTHING OF MATRIX IS TESTED LIVE"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
-]
+pytestmark = LIVE
 
 ADA, BOB, EVE = Speaker("ada", "Ada"), Speaker("bob", "Bob"), Speaker("eve", "Eve")
-Shared = tuple[Synapse, list[tuple[Registration, int]]]
 
 
 class Rig:
@@ -60,17 +55,6 @@ class Rig:
         client.restore_login(self.session.user_id, self.session.device_id, self.session.token)
         await client.logout()
         await client.close()
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shared]:
-    spare = [new_way() for _ in range(10)]
-    synapse = Synapse(tmp_path_factory.mktemp("synapse"), [one.text() for one, _ in spare])
-    try:
-        asyncio.run(synapse.start())
-        yield synapse, spare
-    finally:
-        synapse.stop()
 
 
 @pytest.fixture(params=["appservice", "account"])

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from homeserver import INSTALLED, Synapse
-from matrix_rig import Human, new_session, person
+from homeserver import Synapse
+from matrix_rig import LIVE, Human, new_session, person
 from nio import RoomPreset
 from owners import Owner, owners, until
 
@@ -18,10 +18,7 @@ from nodes.config import MeshConfig
 from nodes.matrix.bridge import Bridge
 from nodes.media import Media
 
-pytestmark = [
-    pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: NOTHING OF MATRIX IS TESTED LIVE"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
-]
+pytestmark = LIVE
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 from bridged import upgrade
-from homeserver import INSTALLED, Synapse, federating, free_port
-from matrix_rig import Human, new_way, person
+from homeserver import Synapse, federating, free_port
+from matrix_rig import LIVE, Human, new_way, person
 from nio import RoomPreset
 from process import Process, client, make_home, mesh, up
 
@@ -29,10 +29,7 @@ from nodes.client import Client
 from nodes.home import Home
 from nodes.matrix.login import Listening, Login, write_login
 
-pytestmark = [
-    pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: NOTHING OF MATRIX IS TESTED LIVE"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
-]
+pytestmark = LIVE
 
 PATIENCE_S = 60
 EM = "basins: [tea]\nreply_on_name: true\nreply_on_floor: false\n"

@@ -7,13 +7,20 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
-from homeserver import SERVER_NAME, Synapse, free_port
+import pytest
+from homeserver import INSTALLED, SERVER_NAME, Synapse, free_port
 from nio import AsyncClient, AsyncClientConfig, MessageDirection
 
 from mesh.bridges.matrix.account import Session, log_in
 from mesh.bridges.matrix.inbox import Inbound, Inbox
 from mesh.bridges.matrix.port import MESSAGE
 from mesh.bridges.matrix.registration import Registration, new_registration
+
+LIVE = [  # marks of tests that need a homeserver
+    pytest.mark.skipif(not INSTALLED, reason="matrix-synapse is not installed: NOTHING OF MATRIX IS TESTED LIVE"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:nio"),  # of nio's own making
+]
+Shared = tuple[Synapse, list[tuple[Registration, int]]]  # a homeserver, and appservices that nobody used yet
 
 
 class Runs(Protocol):
