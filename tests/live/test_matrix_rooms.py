@@ -1,6 +1,7 @@
 """What a port asks of a real Synapse beside speaking, both ways in, and what happens to rooms around it."""
 
 import asyncio
+import gc
 import json
 import os
 import tracemalloc
@@ -320,6 +321,12 @@ async def gather_crowd(synapse: Synapse, registration: Registration) -> str:
     return str(room)
 
 
+def kept_since(before: int) -> int:
+    """Bytes that are kept beyond those before."""
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0] - before
+
+
 @pytest.mark.timeout(300)
 async def test_a_room_with_a_thousand_members_costs_no_more_than_a_small_one(
     port: Port, human: Human, crowded: str
@@ -341,11 +348,11 @@ async def test_a_room_with_a_thousand_members_costs_no_more_than_a_small_one(
         before, _ = tracemalloc.get_traced_memory()
         for turn in range(1, 11):
             await talk(crowded, turn)
-        after, _ = tracemalloc.get_traced_memory()
+        assert before < MAX_GROWTH
+        while kept_since(before) >= MAX_GROWTH:  # an answer that is being read may hold them all for a moment
+            await asyncio.sleep(0.05)
     finally:
         tracemalloc.stop()
-    assert before < MAX_GROWTH
-    assert after - before < MAX_GROWTH
     kept = port._store.rows("SELECT event FROM matrix_inbox")
     assert len(json.dumps(kept)) < MAX_GROWTH
     members = await port.members("ada", crowded)
