@@ -5,14 +5,14 @@ Tested from a person's words to an em's answer, on a real Synapse.
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
 import pytest
-from bridged import Bridged, Pause, Slow, Way, begun, messages, said, until
+from bridged import Bridged, Pause, Slow, acts, begun, body, idle, messages, said, tea, until, world_on
 from homeserver import Synapse
 from matrix_rig import LIVE, Human, Shared, new_session, new_way, person
 from nio import RoomPreset
@@ -20,14 +20,11 @@ from nio import RoomPreset
 from mesh.bridges.matrix import appservice as appservice_module
 from mesh.bridges.matrix.account import Session
 from mesh.bridges.matrix.api import Access, Api, As
-from mesh.bus.memory import MemoryBroker
 from mesh.clock import now_ms
-from mesh.entries import recent
 from nodes.matrix.bridge import LOGGED_OUT, Bridge
 from nodes.matrix.operations import Nothing, operations
 from nodes.models.base import Model
 from nodes.models.scripted import Scripted
-from protocol.acts import Act
 
 pytestmark = LIVE
 
@@ -35,16 +32,6 @@ STORY = [step for number in range(14) for step in (f"word{number} ", Pause(0.1))
 both = pytest.mark.parametrize("kind", ["appservice", "account"])
 account = pytest.mark.parametrize("kind", ["account"])
 appservice = pytest.mark.parametrize("kind", ["appservice"])
-
-
-@asynccontextmanager
-async def world_on(path: Path, synapse: Synapse, way: Way, owner: str) -> AsyncGenerator[Bridged]:
-    """A node, not up yet, with two ems that listen in `tea`."""
-    async with MemoryBroker() as broker:
-        one = Bridged(path, broker, synapse, way, owner, messages_per_minute=1_000)
-        one.em("ada")
-        one.em("bob")
-        yield one
 
 
 @pytest.fixture
@@ -67,33 +54,8 @@ async def own(tmp_path: Path, kind: str) -> AsyncIterator[tuple[Bridged, Human]]
             yield made, one
 
 
-def acts(world: Bridged, basin: str = "tea") -> list[Act]:
-    return [entry.act for entry in recent(world.here.ground.store, basin, 500)]
-
-
 def texts(world: Bridged) -> list[str]:
     return [act.text for act in acts(world)]
-
-
-def body(world: Bridged, em: str, text: str) -> str:
-    """What people read when an em says something."""
-    return f"{em}: {text}" if isinstance(world.way, Session) else text
-
-
-async def tea(world: Bridged, human: Human) -> str:
-    room = await human.room(preset=RoomPreset.public_chat)
-    await world.bridge.lobby.join(room, "tea", None)
-    return room
-
-
-async def idle(world: Bridged) -> None:
-    """Until all that came is handled, answered and sent."""
-    node, port = world.here, world.bridge.port
-    await until(
-        lambda: (
-            not (port.inbox.waiting() or node.outbox.waiting() or node.runtime.turns.open() or port.outbox.waiting())
-        )
-    )
 
 
 async def status(world: Bridged) -> dict[str, Any]:

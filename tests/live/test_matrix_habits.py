@@ -2,27 +2,21 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 import sealing
-from bridged import Bridged, Pause, Slow, Way, begun, messages, said, until
+from bridged import Bridged, Pause, Slow, acts, begun, body, idle, messages, said, tea, until, world_on
 from harness import OTHER
-from homeserver import Synapse
 from matrix_rig import LIVE, Human, Shared, new_session, person
-from nio import RoomPreset
 
 from mesh.bridges.matrix.account import Session
 from mesh.bridges.matrix.port import REACTION
-from mesh.bus.memory import MemoryBroker
-from mesh.entries import recent
 from nodes.matrix import manners
 from nodes.matrix.inward import UNREAD
 from nodes.models.scripted import Scripted
-from protocol.acts import Act
 from protocol.husk import is_husk
 
 pytestmark = LIVE
@@ -35,43 +29,8 @@ async def world(request: pytest.FixtureRequest, shared: Shared, tmp_path: Path, 
     """A node on either way in, with two ems that listen in `tea`."""
     synapse, spare = shared
     way = spare.pop() if request.param == "appservice" else await new_session(synapse)
-    async with on(synapse, way, tmp_path, human) as one:
+    async with world_on(tmp_path, synapse, way, human.id) as one:
         yield one
-
-
-@asynccontextmanager
-async def on(synapse: Synapse, way: Way, path: Path, human: Human) -> AsyncGenerator[Bridged]:
-    """A node, not up yet."""
-    async with MemoryBroker() as broker:
-        one = Bridged(path, broker, synapse, way, human.id, messages_per_minute=1_000)
-        one.em("ada")
-        one.em("bob")
-        yield one
-
-
-def body(world: Bridged, em: str, text: str) -> str:
-    """What people read when an em says something."""
-    return f"{em}: {text}" if isinstance(world.way, Session) else text
-
-
-async def tea(world: Bridged, human: Human) -> str:
-    room = await human.room(preset=RoomPreset.public_chat)
-    await world.bridge.lobby.join(room, "tea", None)
-    return room
-
-
-def acts(world: Bridged, basin: str = "tea") -> list[Act]:
-    return [entry.act for entry in recent(world.here.ground.store, basin, 500)]
-
-
-async def idle(world: Bridged) -> None:
-    """Until all that came is handled, answered and sent."""
-    node, port = world.here, world.bridge.port
-    await until(
-        lambda: (
-            not (port.inbox.waiting() or node.outbox.waiting() or node.runtime.turns.open() or port.outbox.waiting())
-        )
-    )
 
 
 async def test_a_question_that_is_taken_back_is_not_answered_though_the_answer_was_begun(
@@ -103,7 +62,7 @@ async def test_words_so_far_that_a_moderator_takes_back_go_from_every_room(
     """The em stops, as it would be of no use to go on; no edit of what was begun is left either."""
     go_on = asyncio.Event()
     model = Slow([WORDS, *(x for _ in range(12) for x in (" and", Pause(0.1))), go_on, " so on."])
-    async with on(shared[0], shared[1].pop(), tmp_path, human) as world, world.up(model):
+    async with world_on(tmp_path, shared[0], shared[1].pop(), human.id) as world, world.up(model):
         room, other = await tea(world, human), await tea(world, human)
         await human.say(room, "ada, a word?")
         await begun(human, other, WORDS)
@@ -192,7 +151,7 @@ async def test_the_longest_reply_is_shown_in_eight_edits_at_most(
             yield from (written[-1], Pause(0.02))
         yield "end."
 
-    async with on(shared[0], shared[1].pop(), tmp_path, human) as world, world.up(Slow(words())):
+    async with world_on(tmp_path, shared[0], shared[1].pop(), human.id) as world, world.up(Slow(words())):
         room = await tea(world, human)
         await human.say(room, "speak, ada")
         store = world.here.ground.store
@@ -307,8 +266,8 @@ async def test_what_is_taken_back_is_forgotten_by_every_node_in_the_room(
     for folder in folders:
         folder.mkdir()
     async with (
-        on(shared[0], shared[1].pop(), folders[0], human) as one,
-        on(shared[0], shared[1].pop(), folders[1], human) as two,
+        world_on(folders[0], shared[0], shared[1].pop(), human.id) as one,
+        world_on(folders[1], shared[0], shared[1].pop(), human.id) as two,
         one.up(Scripted([f"Yes, {WORDS}."])),
     ):
         two.signer = OTHER

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import vodozemac
 from aiohttp import web
+from answering import answering
 from homeserver import free_port
 from strangers import NONSENSE, say
 from structlog.testing import capture_logs
@@ -41,18 +42,6 @@ NOW = 1_800_000_000_000
 ROOM, EVE = "!r:x", "@eve:x"
 OLM = "m.olm.v1.curve25519-aes-sha2"
 HALF = "\ud800"  # a character that no UTF-8 can hold, as JSON may well write it
-
-
-@asynccontextmanager
-async def answering(handler: Any) -> AsyncGenerator[str]:
-    """A homeserver of sorts on a free port."""
-    app = web.Application()
-    app.router.add_route("*", "/{tail:.*}", handler)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
 
 
 @pytest.fixture

@@ -2,14 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
+from answering import answering
 from homeserver import free_port
 from structlog.testing import capture_logs
 
@@ -36,18 +36,6 @@ EVENT = {
     "content": {"msgtype": "m.text", "body": "hello"},
     "origin_server_ts": NOW,
 }
-
-
-@asynccontextmanager
-async def serving(handler: Any) -> AsyncGenerator[str]:
-    """A homeserver of sorts on a free port."""
-    app = web.Application()
-    app.router.add_route("*", "/{tail:.*}", handler)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
 
 
 @pytest.fixture
@@ -152,7 +140,7 @@ async def test_asks_until_the_homeserver_reaches_it(
         pinged.set()
         return web.json_response({"duration_ms": 1})
 
-    async with serving(handler) as url:
+    async with answering(handler) as url:
         port = AppService(url, registration, ("127.0.0.1", free_port()), store, lambda: NOW)
         async with asyncio.TaskGroup() as group:
             with capture_logs() as logs:
@@ -242,7 +230,7 @@ async def test_answers_are_told_apart(status: int, body: str, error: type[Except
     async def handler(_: web.Request) -> web.Response:
         return web.Response(status=status, text=body)
 
-    async with serving(handler) as url:
+    async with answering(handler) as url:
         api = Api(Access(url, "t"))
         with pytest.raises(error) as raised:
             await api.call("GET", ("client", "v3", "sync"))
@@ -259,7 +247,7 @@ async def test_a_homeserver_that_hangs_or_is_gone_is_unavailable() -> None:
         await forever.wait()
         return web.Response()
 
-    async with serving(handler) as url:
+    async with answering(handler) as url:
         api = Api(Access(url, "t"))
         with pytest.raises(MatrixUnavailable) as hanging:
             await api.call("GET", ("client", "v3", "sync"), timeout_s=0.05)
@@ -279,7 +267,7 @@ async def test_identifiers_are_escaped_in_addresses() -> None:
         seen.append(request.raw_path)
         return web.json_response({})
 
-    async with serving(handler) as url:
+    async with answering(handler) as url:
         api = Api(Access(url, "t"))
         await api.call("GET", ("client", "v3", "rooms", "!a/../b?c#d%2F:x", "state"), query={"since": "a&b"})
         await api.close()
@@ -306,7 +294,7 @@ class Script:
 
 async def listen(store: Store, script: Script) -> Account:
     """Let an account hear all that the script says."""
-    async with serving(script.answer) as url:
+    async with answering(script.answer) as url:
         account = Account(Session(url, "@us:x", "D", "t"), store, lambda: NOW)
         async with asyncio.TaskGroup() as group:
             task = group.create_task(account.run())

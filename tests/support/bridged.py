@@ -11,6 +11,7 @@ import aiohttp
 from harness import World, write_em
 from homeserver import Synapse
 from matrix_rig import Human
+from nio import RoomPreset
 
 from mesh.bridges.matrix.account import Account, Session
 from mesh.bridges.matrix.appservice import AppService
@@ -20,12 +21,14 @@ from mesh.bridges.matrix.registration import Registration
 from mesh.bridges.matrix.several import Several
 from mesh.bus.memory import MemoryBroker
 from mesh.clock import now_ms
+from mesh.entries import recent
 from nodes.config import Budget, MeshConfig
 from nodes.matrix.bridge import Bridge
 from nodes.matrix.settings import Matrix
 from nodes.media import Media
 from nodes.models.base import Model, Request, Usage, estimate
 from nodes.node import Node
+from protocol.acts import Act
 
 Way = tuple[Registration, int] | Session
 
@@ -204,3 +207,38 @@ async def upgrade(human: Human, room: str) -> str:
         session.post(url, json={"new_version": "11"}) as answer,
     ):
         return str((await answer.json())["replacement_room"])
+
+
+@asynccontextmanager
+async def world_on(path: Path, synapse: Synapse, way: Way, owner: str) -> AsyncGenerator[Bridged]:
+    """A node, not up yet, with two ems that listen in `tea`."""
+    async with MemoryBroker() as broker:
+        one = Bridged(path, broker, synapse, way, owner, messages_per_minute=1_000)
+        one.em("ada")
+        one.em("bob")
+        yield one
+
+
+def acts(world: Bridged, basin: str = "tea") -> list[Act]:
+    return [entry.act for entry in recent(world.here.ground.store, basin, 500)]
+
+
+def body(world: Bridged, em: str, text: str) -> str:
+    """What people read when an em says something."""
+    return f"{em}: {text}" if isinstance(world.way, Session) else text
+
+
+async def tea(world: Bridged, human: Human) -> str:
+    room = await human.room(preset=RoomPreset.public_chat)
+    await world.bridge.lobby.join(room, "tea", None)
+    return room
+
+
+async def idle(world: Bridged) -> None:
+    """Until all that came is handled, answered and sent."""
+    node, port = world.here, world.bridge.port
+    await until(
+        lambda: (
+            not (port.inbox.waiting() or node.outbox.waiting() or node.runtime.turns.open() or port.outbox.waiting())
+        )
+    )
