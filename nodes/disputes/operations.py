@@ -4,7 +4,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from nodes.control import Operations
+from nodes.control import Nothing, Operations
 from nodes.disputes.disputes import Disputes, Offered
 from nodes.disputes.telling import Telling, fitting
 from nodes.errors import NodeError
@@ -64,10 +64,6 @@ class Of(msgspec.Struct, forbid_unknown_fields=True):
     """About a dispute."""
 
     dispute: str
-
-
-class Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    """No arguments."""
 
 
 def operations(disputes: Disputes) -> Operations:

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from mesh.bridges.matrix.port import MatrixPort
-from nodes.control import Operations
+from nodes.control import Nothing, Operations
 from nodes.matrix.bridge import Bridge
 from nodes.matrix.tables import BOT
 
@@ -36,10 +36,6 @@ class Named(msgspec.Struct, forbid_unknown_fields=True):
     """Something with a name."""
 
     name: str
-
-
-class Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    """No arguments."""
 
 
 def operations(bridge: Bridge, way: str, homeserver: str) -> Operations:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 from typing import Any, Final
 
-from nodes.control import Operations
+from nodes.control import Nothing, Operations
 from nodes.errors import NodeError
 from nodes.peers.guests import Wish
 from nodes.peers.peers import Peers
@@ -15,7 +15,6 @@ from nodes.peers.requests import (
     Invite,
     Look,
     MeetIn,
-    Nothing,
     Of,
     OfBasin,
     OfWish,

@@ -100,7 +100,3 @@ class OfWish(msgspec.Struct, forbid_unknown_fields=True):
     """About a change that an em asked for, by the beginning of its id in hex."""
 
     wish: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{4,32}$")]
-
-
-class Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    """No arguments."""

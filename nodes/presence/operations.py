@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from nodes.control import Operations
+from nodes.control import Nothing, Operations
 from nodes.peers.guests import Wish
 from nodes.peers.peers import Peers
 from nodes.presence.introductions import Introductions
@@ -12,10 +12,6 @@ from nodes.presence.presence import Presence
 from protocol.address import check_name
 from protocol.keys import fingerprint
 from protocol.statement import May, Trust
-
-
-class Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    """No arguments."""
 
 
 class Introduce(msgspec.Struct, forbid_unknown_fields=True):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from nodes.control import Operations, shown_act
+from nodes.control import Nothing, Operations, shown_act
 from nodes.peers.peers import Peers
 from nodes.recalls.recalls import MAX_GRANTED, Found, Recalls
 from protocol.keys import fingerprint
@@ -12,10 +12,6 @@ from protocol.keys import fingerprint
 SHOWN: Final = 200  # newest questions in one list
 
 Basins = Annotated[list[str], msgspec.Meta(max_length=MAX_GRANTED)]
-
-
-class Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    """No arguments."""
 
 
 class Ask(msgspec.Struct, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from mesh.words import plain
-from nodes.control import Operations
+from nodes.control import Nothing, Operations
 from nodes.errors import NodeError
 from nodes.peers.peers import Peers
 from nodes.words.glosses import WORDS
@@ -20,10 +20,6 @@ from protocol.vocabulary import Digest, Term, core_terms, digest
 MAX_ANSWER: Final = 800_000  # bytes of readings in one answer: the bus takes little more in one message
 MAX_AUTHORS: Final = 50  # of each kind that are told of one reading: a flood of names must not hide other words
 SHORT: Final = 15  # characters of a digest that tell readings of one word apart
-
-
-class Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    """No arguments."""
 
 
 class Of(msgspec.Struct, forbid_unknown_fields=True):

@@ -21,8 +21,9 @@ from mesh.bridges.matrix import appservice as appservice_module
 from mesh.bridges.matrix.account import Session
 from mesh.bridges.matrix.api import Access, Api, As
 from mesh.clock import now_ms
+from nodes.control import Nothing
 from nodes.matrix.bridge import LOGGED_OUT, Bridge
-from nodes.matrix.operations import Nothing, operations
+from nodes.matrix.operations import operations
 from nodes.models.base import Model
 from nodes.models.scripted import Scripted
 
